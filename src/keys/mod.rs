@@ -1,0 +1,7 @@
+//! Where data keys come from: providers, and the cache in front of them.
+
+pub mod error;
+pub mod provider;
+
+pub use error::KeyError;
+pub use provider::{KeyContext, KeyProvider, WrappedKey};

@@ -1,0 +1,85 @@
+//! The seam every key provider implements.
+
+use crate::crypto::DataKey;
+use crate::keys::KeyError;
+use crate::types::{FileId, KeyLen, VolumeId};
+
+/// What a wrapped key is bound to: the *encryption context* of the KMS call
+/// that made it. A provider passes it as `kmsfs:volume` and `kmsfs:file`, each
+/// in lowercase hexadecimal, so a wrapped key that was moved elsewhere fails to
+/// unwrap, and the KMS's audit trail names the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyContext {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The file; for the volume's own key, the volume id again.
+    pub file: FileId,
+}
+
+impl KeyContext {
+    /// The context as the name-value pairs that a KMS takes, sorted by name.
+    pub fn pairs(&self) -> [(&'static str, String); 2] {
+        [
+            ("kmsfs:file", self.file.to_hex()),
+            ("kmsfs:volume", self.volume.to_hex()),
+        ]
+    }
+
+    /// The context as canonical bytes (`kmsfs:file=…&kmsfs:volume=…`), for
+    /// providers that take associated data instead of pairs.
+    pub fn aad(&self) -> Vec<u8> {
+        let [(a, x), (b, y)] = self.pairs();
+        format!("{a}={x}&{b}={y}").into_bytes()
+    }
+}
+
+/// A data key as it may lie on untrusted storage, with all that the provider
+/// needs to unwrap it again. One of these is a *recipient* of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WrappedKey {
+    /// URI of the key that wrapped it, as the provider resolved it: a key id,
+    /// never an alias that could be pointed elsewhere later.
+    pub key_uri: String,
+    /// The key's version, where the provider says; else empty.
+    pub key_version: String,
+    /// The wrapping algorithm, where it is a parameter of unwrapping; else empty.
+    pub algorithm: String,
+    /// The IV, where the provider returns one that unwrapping needs; else empty.
+    pub iv: Vec<u8>,
+    /// The wrapped key itself.
+    pub ciphertext: Vec<u8>,
+}
+
+/// A source of data keys: one wrapping key at one KMS (or the embedded one).
+///
+/// Calls block; they run on threads that may wait, never on a thread that
+/// serves the filesystem unless [`KeyProvider::is_local`] says they are quick.
+pub trait KeyProvider: Send + Sync {
+    /// The URI of the key, as users write it and as headers keep it.
+    fn uri(&self) -> &str;
+
+    /// Whether calls are answered inside this process, without waiting.
+    fn is_local(&self) -> bool;
+
+    /// Makes a new data key of `len`, wrapped for `context`.
+    fn generate(
+        &self,
+        context: &KeyContext,
+        len: KeyLen,
+    ) -> Result<(DataKey, WrappedKey), KeyError>;
+
+    /// Wraps a data key that another provider made: the second and further
+    /// recipients of a file.
+    fn wrap(&self, context: &KeyContext, key: &DataKey) -> Result<WrappedKey, KeyError>;
+
+    /// Gives the data key back. `Rejected` if the context is not the one it
+    /// was wrapped for.
+    fn unwrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<DataKey, KeyError>;
+
+    /// Wraps the same data key under the key's current version. Providers that
+    /// can do so without showing the data key override this.
+    fn rewrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<WrappedKey, KeyError> {
+        let key = self.unwrap(context, wrapped)?;
+        self.wrap(context, &key)
+    }
+}

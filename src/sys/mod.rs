@@ -1,0 +1,4 @@
+//! What the process asks of its host: locked memory, credentials, mounting,
+//! limits. With `backing`, the only module that may contain `unsafe`.
+
+pub mod secret;
