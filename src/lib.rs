@@ -9,6 +9,7 @@
 //! ```
 
 pub mod crypto;
+pub mod format;
 pub mod keys;
 pub mod sys;
 pub mod types;
