@@ -8,6 +8,8 @@
 //! cli → fuse → fs → content → { keys, format, crypto, backing } → { sys, types }
 //! ```
 
+pub mod backing;
+pub mod content;
 pub mod crypto;
 pub mod format;
 pub mod keys;
