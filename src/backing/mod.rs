@@ -3,6 +3,7 @@
 
 pub mod dir;
 pub mod file;
+pub mod handle;
 pub mod xattr;
 
 pub use file::{BackingFile, HostFile};

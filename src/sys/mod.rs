@@ -1,4 +1,5 @@
 //! What the process asks of its host: locked memory, credentials, mounting,
 //! limits. With `backing`, the only module that may contain `unsafe`.
 
+pub mod creds;
 pub mod secret;
