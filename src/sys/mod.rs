@@ -1,4 +1,9 @@
 //! What the process asks of its host: locked memory, credentials, mounting,
 //! limits. With `backing`, the only module that may contain `unsafe`.
 
+pub mod clock;
+pub mod durable;
+pub mod fd;
+pub mod process;
 pub mod secret;
+pub mod terminal;
