@@ -41,10 +41,11 @@ impl Signature {
     }
 }
 
+/// A file's content with its signature.
+pub(crate) type SignedBytes = (Zeroizing<Vec<u8>>, Signature);
+
 /// Opens a secret file and reads it whole. `Ok(None)` if it does not exist.
-pub(crate) fn read_private(
-    path: &Path,
-) -> Result<Option<(Zeroizing<Vec<u8>>, Signature)>, KeyError> {
+pub(crate) fn read_private(path: &Path) -> Result<Option<SignedBytes>, KeyError> {
     let file = match durable::open_without_waiting(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

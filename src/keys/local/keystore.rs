@@ -18,6 +18,9 @@ use crate::sys::secret::Secret;
 
 const MODE: u32 = 0o600;
 
+/// A key's name, and the key unless its file cannot be read.
+pub type ListedKey = (String, Result<Document, KeyError>);
+
 /// A keystore: one JSON file for each named key, and their key files.
 ///
 /// Every change is made under the directory's lock and replaces the key's file
@@ -64,8 +67,7 @@ impl Keystore {
     }
 
     /// Every key by name; one whose file cannot be read gives its error.
-    #[allow(clippy::type_complexity)]
-    pub fn list(&self) -> Result<Vec<(String, Result<Document, KeyError>)>, KeyError> {
+    pub fn list(&self) -> Result<Vec<ListedKey>, KeyError> {
         let entries = match std::fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

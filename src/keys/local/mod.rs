@@ -10,7 +10,7 @@ mod timestamp;
 mod wrap;
 
 pub use document::{Document, KeyVersion, State, Status};
-pub use keystore::Keystore;
+pub use keystore::{Keystore, ListedKey};
 pub use protection::{Argon2Cost, NewProtection, Protection, Salt};
 pub use provider::LocalProvider;
 pub use timestamp::Timestamp;
