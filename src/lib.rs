@@ -8,6 +8,7 @@
 //! cli → fuse → fs → content → { keys, format, crypto, backing } → { sys, types }
 //! ```
 
+pub mod cli;
 pub mod crypto;
 pub mod keys;
 pub mod sys;
