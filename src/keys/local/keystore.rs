@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Document, State, Status};
 use super::files::{self, Signature};
-use super::protection::{NewProtection, Protection, Salt};
+use super::protection::{Kdf, NewProtection, Protection, Salt};
 use super::timestamp::Timestamp;
 use super::wrap::KEY_LEN;
 use crate::crypto::random;
@@ -278,7 +278,8 @@ impl Keystore {
             NewProtection::Passphrase(passphrase, cost) => {
                 let salt = Salt::random();
                 let protector = cost.stretch(&passphrase, &salt)?;
-                return Ok((Protection::Passphrase { cost, salt }, protector));
+                let kdf = Kdf::Argon2id;
+                return Ok((Protection::Passphrase { kdf, cost, salt }, protector));
             }
             // Never the name alone: a key file left from an earlier key of the
             // same name may be needed with a backup of that key.

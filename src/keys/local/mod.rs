@@ -11,6 +11,6 @@ mod wrap;
 
 pub use document::{Document, KeyVersion, State, Status};
 pub use keystore::{Keystore, ListedKey};
-pub use protection::{Argon2Cost, NewProtection, Protection, Salt};
+pub use protection::{Argon2Cost, Kdf, NewProtection, Protection, Salt};
 pub use provider::LocalProvider;
 pub use timestamp::Timestamp;

@@ -27,6 +27,8 @@ pub enum Protection {
     },
     /// Argon2id of a passphrase.
     Passphrase {
+        /// The stretching function.
+        kdf: Kdf,
         /// The stretching's cost.
         #[serde(flatten)]
         cost: Argon2Cost,
@@ -61,7 +63,7 @@ impl Protection {
     ) -> Result<Secret, KeyError> {
         match self {
             Self::Keyfile { file } => files::read_key_bytes(&keystore.join(file)),
-            Self::Passphrase { cost, salt } => {
+            Self::Passphrase { cost, salt, .. } => {
                 // Checked first: no one should type a passphrase into a file
                 // whose parameters were weakened.
                 cost.check().map_err(unusable)?;
@@ -70,6 +72,14 @@ impl Protection {
             }
         }
     }
+}
+
+/// The function that stretches passphrases, named in files for their readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kdf {
+    /// Argon2id, version 0x13.
+    Argon2id,
 }
 
 /// How to protect a key that is made or protected anew.
@@ -276,6 +286,7 @@ mod tests {
     #[test]
     fn weak_parameters_are_refused_before_the_passphrase_is_read() {
         let weak = Protection::Passphrase {
+            kdf: Kdf::Argon2id,
             cost: Argon2Cost {
                 memory_kib: 64,
                 ..Argon2Cost::MIN
@@ -291,12 +302,14 @@ mod tests {
     #[test]
     fn json_shows_the_parameters() {
         let protection = Protection::Passphrase {
+            kdf: Kdf::Argon2id,
             cost: Argon2Cost::MIN,
             salt: Salt([0xab; SALT_LEN]),
         };
         let json = serde_json::to_string(&protection).unwrap();
         for part in [
             "\"type\":\"passphrase\"",
+            "\"kdf\":\"argon2id\"",
             "\"memory_kib\":19456",
             "\"salt\":\"abab",
         ] {
