@@ -35,12 +35,21 @@ pub fn open_without_waiting(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Makes `directory` and its parents, readable by their owner only.
+/// Makes `directory` and its missing parents, readable by their owner only.
+/// Their names are on the disk when this returns.
 pub fn create_private_directories(directory: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent().filter(|p| !p.as_os_str().is_empty()) {
+        create_private_directories(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+        result => result?,
+    }
+    sync_parent(directory)
 }
 
 /// Writes a file that did not exist; `AlreadyExists` if it does. The file and
@@ -108,6 +117,21 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         remove(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn missing_directories_are_made_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        create_private_directories(&deep).unwrap();
+        create_private_directories(&deep).unwrap();
+        for made in [&deep, &dir.path().join("a")] {
+            let mode = std::fs::metadata(made).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o700);
+        }
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        assert!(create_private_directories(&dir.path().join("file/x")).is_err());
+        assert!(create_private_directories(&dir.path().join("file")).is_err());
     }
 
     #[test]
