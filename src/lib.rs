@@ -9,6 +9,7 @@
 //! ```
 
 pub mod backing;
+pub mod cli;
 pub mod content;
 pub mod crypto;
 pub mod format;

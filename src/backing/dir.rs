@@ -60,7 +60,11 @@ pub fn proc_path(fd: impl AsFd) -> String {
 
 /// Opens the content of what an [`open_path`] descriptor refers to.
 pub fn reopen(fd: impl AsFd, writable: bool) -> Result<OwnedFd> {
-    let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
+    let access = if writable {
+        OFlags::RDWR
+    } else {
+        OFlags::RDONLY
+    };
     fs::open(proc_path(fd), access | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -75,7 +79,11 @@ pub fn create(dir: impl AsFd, name: &[u8], mode: u32, exclusive: bool) -> Result
 
 /// Opens a regular file by name.
 pub fn open_file(dir: impl AsFd, name: &[u8], writable: bool) -> Result<OwnedFd> {
-    let access = if writable { OFlags::RDWR } else { OFlags::RDONLY };
+    let access = if writable {
+        OFlags::RDWR
+    } else {
+        OFlags::RDONLY
+    };
     let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     fs::openat(dir, name, flags, Mode::empty())
 }
@@ -89,7 +97,10 @@ pub fn mkdir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<()> {
 pub fn mknod(dir: impl AsFd, name: &[u8], mode: u32, device: u32) -> Result<()> {
     let kind = FileType::from_raw_mode(mode);
     // The FUSE protocol has the kernel's 32-bit form of device numbers.
-    let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xfff00));
+    let (major, minor) = (
+        (device >> 8) & 0xfff,
+        (device & 0xff) | ((device >> 12) & 0xfff00),
+    );
     let device = fs::makedev(major, minor);
     fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode & 0o7777), device)
 }
@@ -129,7 +140,13 @@ pub fn rename(
 
 /// Another name for what `fd` refers to.
 pub fn link(fd: impl AsFd, new_dir: impl AsFd, new_name: &[u8]) -> Result<()> {
-    fs::linkat(fs::CWD, proc_path(fd), new_dir, new_name, AtFlags::SYMLINK_FOLLOW)
+    fs::linkat(
+        fs::CWD,
+        proc_path(fd),
+        new_dir,
+        new_name,
+        AtFlags::SYMLINK_FOLLOW,
+    )
 }
 
 /// Sets the permission bits.

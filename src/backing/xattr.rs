@@ -30,7 +30,12 @@ pub fn get(fd: impl AsFd, name: &[u8]) -> Result<Vec<u8>> {
 
 /// Sets an attribute; `flags` as in `setxattr(2)`.
 pub fn set(fd: impl AsFd, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-    fs::setxattr(proc_path(fd), name, value, XattrFlags::from_bits_retain(flags))
+    fs::setxattr(
+        proc_path(fd),
+        name,
+        value,
+        XattrFlags::from_bits_retain(flags),
+    )
 }
 
 /// The names of all attributes.
