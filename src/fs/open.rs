@@ -237,14 +237,6 @@ impl Fs {
         }
     }
 
-    /// Tells of failures that came after the writes they belong to.
-    ///
-    /// # Errors
-    /// Those failures.
-    pub fn flush(&self, handle: u64) -> Result<()> {
-        Ok(self.handles.get(handle)?.file.take_deferred()?)
-    }
-
     /// Makes an open file durable.
     ///
     /// # Errors

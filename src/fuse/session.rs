@@ -119,6 +119,9 @@ impl Session {
         };
         let served = self.session.run().map_err(SessionError::Connection);
         ended.store(true, Ordering::Release);
+        if let Some(journal) = &self.mounted.fs.volume().journal {
+            journal.wake();
+        }
         let _ = ticker.join();
         let closed = self.mounted.close().map_err(SessionError::Close);
         log::info!("{}: unmounted", self.mountpoint.display());
