@@ -19,7 +19,7 @@ def describe(path, name, status, links, args):
     fields = [repr(name), stat.filemode(status.st_mode)]
     if not args.no_owners:
         fields.append(f"{status.st_uid}:{status.st_gid}")
-    if not args.no_times and not stat.S_ISDIR(status.st_mode):
+    if not args.no_times:
         fields.append(f"mtime={status.st_mtime_ns}")
     if not stat.S_ISDIR(status.st_mode):
         # A directory's size and link count are the filesystem's own affair.
