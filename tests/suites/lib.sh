@@ -107,7 +107,7 @@ check() {
     else
         failed=$((failed + 1))
         printf 'FAIL  %s: %s (exit %d)\n' "$NAME" "$description" "$status"
-        tail -n 40 "$WORK/check.log" | sed 's/^/      /'
+        tail -n 40 "$WORK/check.log" | cut -c 1-300 | sed 's/^/      /'
     fi
 }
 
