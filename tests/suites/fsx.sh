@@ -10,9 +10,9 @@ operations=${QUICK:+5000}
 operations=${operations:-100000}
 
 cat >"$WORK/fsx.toml" <<'END'
-flen = 1048576
+flen = 262144
 [opsize]
-max = 131072
+max = 65536
 [weights]
 close_open = 1
 invalidate = 1
