@@ -29,11 +29,12 @@ background=()
 suite() {
     NAME=$1
     started=$SECONDS
-    WORK=$(mktemp -d "${WORK_BASE:-/var/tmp}/kmsfs-suite-$NAME.XXXXXX")
+    # Short paths: pjdfstest makes sockets, whose paths may have 107 bytes.
+    WORK=$(mktemp -d "${WORK_BASE:-/var/tmp}/$NAME.XXXXXX")
     # Other users look into the mount: the way to it is open.
     chmod 0755 "$WORK"
     export KMSFS_KEYSTORE=$WORK/keystore
-    REFERENCE=$WORK/reference
+    REFERENCE=$WORK/native
     BACKING=$WORK/backing
     MOUNTPOINT=$WORK/mnt
     mkdir "$REFERENCE" "$BACKING" "$MOUNTPOINT"
@@ -47,7 +48,7 @@ suite() {
 volume() {
     mount_options=${1:-allow_other,default_permissions,suid,dev}
     if [ -n "$TEST_DIR" ]; then
-        DIR=$(mktemp -d "$TEST_DIR/kmsfs-suite-$NAME.XXXXXX")
+        DIR=$(mktemp -d "$TEST_DIR/$NAME.XXXXXX")
         chmod 0755 "$DIR"
         return
     fi
