@@ -6,7 +6,7 @@ suite quickstart
 
 # A copy that every user can read.
 checkout=$WORK/checkout
-install -D "$suites/../../scripts/quickstart" "$suites/../../scripts/packages.sh" -t "$checkout/scripts"
+install -D "$suites/../../scripts/quickstart" "$suites/../../scripts/common.sh" -t "$checkout/scripts"
 install -D "$KMSFS" -t "$checkout"
 KMSFS=$checkout/kmsfs
 

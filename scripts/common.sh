@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by scripts/quickstart and scripts/test: installing Debian packages.
+# Sourced by the other scripts here: root, Debian packages, which tests there are.
 
 # Runs a command as root: directly, or through sudo.
 as_root() {
@@ -32,4 +32,18 @@ install_packages() {
     as_root apt-get -qq update
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# The names of cargo's integration tests, of which `mount` takes those that mount, and
+# `pure` the others.
+integration_tests() {
+    local file kind
+    for file in tests/*.rs tests/*/main.rs; do
+        [ -e "$file" ] || continue
+        kind=pure
+        if grep -q '^mod common;' "$file"; then kind=mount; fi
+        [ "$kind" = "$1" ] || continue
+        file=${file%/main.rs}
+        basename "$file" .rs
+    done
 }
