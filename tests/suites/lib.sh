@@ -133,11 +133,12 @@ clean_up() {
     for process in "${background[@]}"; do
         kill -KILL "$process" 2>/dev/null
     done
-    for mount in $(mounts); do
-        umount "$mount" 2>/dev/null || umount -l "$mount"
-    done
+    # First the daemon: whoever looks at the mount of one that hangs, hangs with it.
     for process in $(daemons); do
         kill -KILL "$process"
+    done
+    for mount in $(mounts); do
+        umount -l "$mount"
     done
     [ -z "$TEST_DIR" ] || [ -z "${DIR:-}" ] || rm -rf "$DIR"
     if [ -n "${KEEP:-}" ]; then

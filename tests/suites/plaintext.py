@@ -174,7 +174,7 @@ def keys(kmsfs, backing, directory):
             out = subprocess.run([kmsfs, "info", "--json", path], check=True, capture_output=True)
             info = json.loads(out.stdout)
             wrapped += fields(info, "wrapped_key")
-            ids += fields(info, "file_id")
+            ids += fields(info, "file")
     print(f"{len(inodes)} files, {stored} names, {len(wrapped)} wrapped keys, {len(set(wrapped))} different")
     if len(inodes) < 20 or len(set(wrapped)) != len(inodes) or len(set(ids)) != len(inodes):
         sys.exit("not every file has a key and an id of its own")
