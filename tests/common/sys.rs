@@ -136,6 +136,12 @@ pub fn limit_descriptors(count: u64) -> io::Result<()> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into()).map(drop)
 }
 
+/// Sends SIGALRM to this process after some seconds.
+pub fn alarm(seconds: u32) {
+    // SAFETY: an integer only.
+    unsafe { libc::alarm(seconds) };
+}
+
 /// Sends a signal to a process.
 pub fn kill(pid: u32, signal: i32) {
     // SAFETY: integers only.

@@ -155,7 +155,7 @@ fn fallocate_on_an_empty_file() {
     let file = open(&mount, "f");
     fallocate(&file, FallocateFlags::empty(), 10_000, 10_000).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 20_000);
-    fallocate(&open(&mount, "g"), FallocateFlags::KEEP_SIZE, 0, 10_000).unwrap();
+    fallocate(open(&mount, "g"), FallocateFlags::KEEP_SIZE, 0, 10_000).unwrap();
     drop(file);
     mount.remount();
     assert_eq!(fs::read(mount.join("f")).unwrap(), vec![0; 20_000]);
