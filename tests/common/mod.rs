@@ -6,6 +6,7 @@
 //! `KMSFS_NO_SKIP=1` turns every skip into a failure.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod load;
 pub mod loopfs;
 pub mod pattern;
 pub mod sys;
