@@ -8,7 +8,11 @@
 //! cli → fuse → fs → content → { keys, format, crypto, backing } → { sys, types }
 //! ```
 
+pub mod backing;
+pub mod cli;
+pub mod content;
 pub mod crypto;
+pub mod format;
 pub mod keys;
 pub mod sys;
 pub mod types;

@@ -1,3 +1,5 @@
 //! The `kmsfs` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    kmsfs::cli::run()
+}

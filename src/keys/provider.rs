@@ -61,6 +61,12 @@ pub trait KeyProvider: Send + Sync {
     /// Whether calls are answered inside this process, without waiting.
     fn is_local(&self) -> bool;
 
+    /// Whether `wrapped` was wrapped by this provider's key. Overridden where
+    /// [`KeyProvider::uri`] says more than a wrapped key keeps.
+    fn recognises(&self, wrapped: &WrappedKey) -> bool {
+        wrapped.key_uri == self.uri()
+    }
+
     /// Makes a new data key of `len`, wrapped for `context`.
     fn generate(
         &self,

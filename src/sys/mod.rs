@@ -1,4 +1,10 @@
 //! What the process asks of its host: locked memory, credentials, mounting,
 //! limits. With `backing`, the only module that may contain `unsafe`.
 
+pub mod clock;
+pub mod creds;
+pub mod durable;
+pub mod fd;
+pub mod process;
 pub mod secret;
+pub mod terminal;

@@ -20,6 +20,7 @@ pub const SLOT: usize = 64;
 const REGION: usize = 64 * 1024;
 
 static FREE: Mutex<Vec<Slot>> = Mutex::new(Vec::new());
+static REGIONS: Mutex<Vec<Region>> = Mutex::new(Vec::new());
 static WARNED: AtomicBool = AtomicBool::new(false);
 
 struct Slot(NonNull<u8>);
@@ -27,6 +28,23 @@ struct Slot(NonNull<u8>);
 // SAFETY: a slot is plain memory with exactly one owner, either the free list
 // or one `Secret`.
 unsafe impl Send for Slot {}
+
+/// The start of one region's mapping, which is never unmapped.
+struct Region(NonNull<u8>);
+
+// SAFETY: only the address is used, to lock the pages behind it.
+unsafe impl Send for Region {}
+
+/// Locks all key memory again and says whether that worked. A child process
+/// inherits secrets but not their locks: it calls this right after `fork`.
+pub fn lock_again() -> bool {
+    let mut all = true;
+    for region in REGIONS.lock().iter() {
+        // SAFETY: the region's REGION bytes stay mapped for good.
+        all &= unsafe { mlock(region.0.as_ptr().cast(), REGION) }.is_ok();
+    }
+    all
+}
 
 /// Up to [`SLOT`] secret bytes in locked memory, zeroized when dropped.
 ///
@@ -118,6 +136,8 @@ fn map_region(free: &mut Vec<Slot>) {
              raise the memlock limit (ulimit -l) to at least 8 MiB"
         );
     }
+    let start = NonNull::new(base.cast()).expect("mmap never returns null");
+    REGIONS.lock().push(Region(start));
     for i in (0..REGION).step_by(SLOT) {
         // SAFETY: i < REGION, so the pointer stays inside the mapping.
         let slot = unsafe { base.cast::<u8>().add(i) };
@@ -128,6 +148,22 @@ fn map_region(free: &mut Vec<Slot>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn locks_can_be_taken_again() {
+        let locked_kib = || -> u64 {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+            let number = line.unwrap().trim().strip_suffix(" kB").unwrap();
+            number.parse().unwrap()
+        };
+        let _secret = Secret::zeroed(1);
+        rustix::mm::munlockall().unwrap();
+        // A memlock limit of nothing is the host's choice.
+        if lock_again() {
+            assert!(locked_kib() >= (REGION / 1024) as u64);
+        }
+    }
 
     #[test]
     fn slots_are_wiped_and_reused() {

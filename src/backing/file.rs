@@ -1,0 +1,149 @@
+//! One backing file, by positioned I/O on a descriptor.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self, FallocateFlags, SeekFrom, Timespec, Timestamps};
+use rustix::io::{self, Errno};
+
+use super::Result;
+
+/// What the content layer needs of a file; the seam at which tests put files
+/// in memory and files that fail.
+pub trait BackingFile: Send + Sync {
+    /// Reads into the buffers in turn; fewer bytes than asked only at the end
+    /// of the file. Advances the slices.
+    fn read_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize>;
+
+    /// Writes all of the buffers in turn. Advances the slices.
+    fn write_at(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> Result<u64>;
+
+    /// Cuts or extends (with a hole) to `len` bytes.
+    fn set_len(&self, len: u64) -> Result<()>;
+
+    /// Makes all earlier writes durable; with `data_only` not the times.
+    fn sync(&self, data_only: bool) -> Result<()>;
+
+    /// Frees the storage of a range, which then reads as zeros.
+    fn punch(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Reserves storage for a range without changing the length.
+    fn allocate(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// The first offset from `offset` on that may hold data; `None` if only
+    /// holes follow.
+    fn next_data(&self, offset: u64) -> Result<Option<u64>>;
+
+    /// Runs `change` and puts the modification time back to what it was: for
+    /// changes the user of the file did not make just now.
+    fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+}
+
+/// A file of the host.
+#[derive(Debug)]
+pub struct HostFile(OwnedFd);
+
+impl HostFile {
+    /// Takes over an open descriptor.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for HostFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl BackingFile for HostFile {
+    fn read_at(&self, mut bufs: &mut [IoSliceMut<'_>], mut offset: u64) -> Result<usize> {
+        let mut total = 0;
+        while !bufs.is_empty() {
+            match io::preadv(&self.0, bufs, offset) {
+                Ok(0) => break,
+                Ok(n) => {
+                    total += n;
+                    offset += n as u64;
+                    IoSliceMut::advance_slices(&mut bufs, n);
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(total)
+    }
+
+    fn write_at(&self, mut bufs: &mut [IoSlice<'_>], mut offset: u64) -> Result<()> {
+        while !bufs.is_empty() {
+            match io::pwritev(&self.0, bufs, offset) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(n) => {
+                    offset += n as u64;
+                    IoSlice::advance_slices(&mut bufs, n);
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(fs::fstat(&self.0)?.st_size as u64)
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        fs::ftruncate(&self.0, len)
+    }
+
+    fn sync(&self, data_only: bool) -> Result<()> {
+        if data_only {
+            fs::fdatasync(&self.0)
+        } else {
+            fs::fsync(&self.0)
+        }
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fs::fallocate(&self.0, flags, offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<u64>> {
+        match fs::seek(&self.0, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            // A filesystem that knows no holes has data everywhere.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let before = fs::fstat(&self.0)?;
+        change()?;
+        let times = Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: rustix::fs::UTIME_OMIT,
+            },
+            last_modification: Timespec {
+                tv_sec: before.st_mtime,
+                tv_nsec: before.st_mtime_nsec as _,
+            },
+        };
+        match fs::futimens(&self.0, &times) {
+            // Another user's file on an unprivileged mount: its time moves.
+            Err(Errno::PERM) => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! An open encrypted file: what its handles share.
+
+use std::collections::BTreeMap;
+use std::io::IoSliceMut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::backing::{self, BackingFile};
+use crate::crypto::{BlockCipher, Seal};
+use crate::format::Layout;
+use crate::format::meta::Entry;
+
+use super::identity::Identity;
+use super::pages::Pages;
+use super::{ContentError, Result, VolumeContext};
+
+/// One encrypted file. All handles of an inode share one of these.
+///
+/// Reads run in parallel; a change to the file has it to itself.
+pub struct EncryptedFile {
+    pub(super) me: Weak<Self>,
+    pub(super) ino: u64,
+    pub(super) volume: Arc<VolumeContext>,
+    pub(super) state: RwLock<State>,
+    pub(super) pages: Mutex<Pages>,
+    /// Changes were made in place that no `fdatasync` of the backing file has
+    /// covered yet.
+    pub(super) unsynced: AtomicBool,
+    ciphers: Mutex<[Option<(u64, Arc<BlockCipher>)>; CIPHERS]>,
+}
+
+/// Group ciphers kept ready a file.
+const CIPHERS: usize = 8;
+
+pub(super) struct State {
+    pub(super) backing: Arc<dyn BackingFile>,
+    pub(super) writable: bool,
+    /// Length of the plaintext, including what is still pending.
+    pub(super) size: u64,
+    pub(super) identity: Option<Arc<Identity>>,
+    /// The header lies in the backing file.
+    pub(super) header_stored: bool,
+    /// Overwritten blocks that are in the journal but not yet in place.
+    pub(super) pending: BTreeMap<u64, Pending>,
+    /// When `pending` was last empty.
+    pub(super) pending_since: Instant,
+    /// The newest journal record of this file.
+    pub(super) last_record: u64,
+    /// Blocks were cut off or punched out, and the file not synced since: see
+    /// `before_reuse`.
+    pub(super) freed: bool,
+    /// A failure to put pending blocks in place, to be told at the next sync.
+    pub(super) deferred: Option<ContentError>,
+}
+
+/// A block's new content, waiting for its journal record to be durable.
+pub(super) struct Pending {
+    pub(super) entry: Entry,
+    pub(super) ciphertext: Box<[u8]>,
+    pub(super) record: u64,
+}
+
+pub(super) fn seal_of(entry: &Entry) -> Seal {
+    Seal {
+        nonce: entry.nonce,
+        tag: entry.tag,
+    }
+}
+
+impl EncryptedFile {
+    /// Opens the file of inode `ino`. If it has data, this gets its data key,
+    /// and may wait for the key provider.
+    ///
+    /// # Errors
+    /// Those of reading the head, of the header, and of the key provider.
+    pub fn open(
+        volume: Arc<VolumeContext>,
+        ino: u64,
+        backing: Arc<dyn BackingFile>,
+        writable: bool,
+    ) -> Result<Arc<Self>> {
+        let backing_len = backing.len()?;
+        let mut identity = None;
+        let mut pages = Pages::default();
+        if backing_len > 0 {
+            let mut head = vec![0; volume.layout().head_size()];
+            backing.read_at(&mut [IoSliceMut::new(&mut head)], 0)?;
+            identity = Identity::open(&volume, &head)?.map(Arc::new);
+            let meta = volume.layout().meta_offset(0) as usize;
+            pages.offer_first(
+                &head[meta..],
+                volume.layout().plain_len(backing_len),
+                &volume,
+            );
+        }
+        Ok(Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            ino,
+            state: RwLock::new(State {
+                backing,
+                writable,
+                size: volume.layout().plain_len(backing_len),
+                header_stored: identity.is_some(),
+                identity,
+                pending: BTreeMap::new(),
+                pending_since: Instant::now(),
+                last_record: 0,
+                freed: false,
+                deferred: None,
+            }),
+            pages: Mutex::new(pages),
+            unsynced: AtomicBool::new(false),
+            ciphers: Mutex::default(),
+            volume,
+        }))
+    }
+
+    /// Length of the plaintext in bytes.
+    pub fn size(&self) -> u64 {
+        self.state.read().size
+    }
+
+    /// Whether the file can be written through this object.
+    pub fn is_writable(&self) -> bool {
+        self.state.read().writable
+    }
+
+    /// Goes on with a writable descriptor of the same file.
+    pub fn make_writable(&self, backing: Arc<dyn BackingFile>) {
+        let mut state = self.state.write();
+        if !state.writable {
+            state.backing = backing;
+            state.writable = true;
+        }
+    }
+
+    /// Gets the file a data key if it has none, so that no later write waits
+    /// for the key provider.
+    ///
+    /// # Errors
+    /// Those of the key provider.
+    pub fn prepare_write(&self) -> Result<()> {
+        if self.volume.keys.is_local() || self.state.read().identity.is_some() {
+            return Ok(());
+        }
+        let identity = Arc::new(Identity::create(&self.volume)?);
+        self.state.write().identity.get_or_insert(identity);
+        Ok(())
+    }
+
+    /// Makes all earlier changes durable, or with `data_only` all but times
+    /// and modes.
+    ///
+    /// # Errors
+    /// Those of the backing storage, including earlier ones that no operation
+    /// has reported.
+    pub fn sync(&self, data_only: bool) -> Result<()> {
+        let (backing, record, pending) = {
+            let state = self.state.read();
+            let pending = !state.pending.is_empty();
+            (state.backing.clone(), state.last_record, pending)
+        };
+        // Cleared first: a change made while this runs sets it again.
+        let unsynced = self.unsynced.swap(false, Ordering::AcqRel);
+        let journal = self.volume.journal.as_deref();
+        let result = journal.map_or(Ok(()), |journal| journal.flush(record));
+        let result = result.and_then(|()| match unsynced || !data_only {
+            true => Ok(backing.sync(data_only)?),
+            false => Ok(()),
+        });
+        if result.is_err() {
+            self.unsynced.fetch_or(unsynced, Ordering::AcqRel);
+            result?;
+        }
+        if unsynced {
+            self.synced();
+        }
+        if pending {
+            self.apply(record);
+        }
+        self.take_deferred()
+    }
+
+    /// Reports an earlier failure that no operation has reported yet.
+    pub fn take_deferred(&self) -> Result<()> {
+        if self.state.read().deferred.is_none() {
+            return Ok(());
+        }
+        self.state.write().deferred.take().map_or(Ok(()), Err)
+    }
+
+    /// How long the oldest pending block may have been waiting.
+    pub(super) fn pending_for(&self) -> Duration {
+        let state = self.state.read();
+        if state.pending.is_empty() {
+            Duration::ZERO
+        } else {
+            state.pending_since.elapsed()
+        }
+    }
+
+    /// The oldest record whose block is not in place yet.
+    pub(super) fn oldest_pending(&self) -> Option<u64> {
+        let state = self.state.read();
+        state.pending.values().map(|p| p.record).min()
+    }
+
+    fn synced(&self) {
+        if self.state.read().freed && !self.unsynced.load(Ordering::Acquire) {
+            self.state.write().freed = false;
+        }
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.volume.layout()
+    }
+
+    /// The cipher of `group`, derived or still at hand.
+    pub(super) fn cipher(&self, identity: &Identity, group: u64) -> Arc<BlockCipher> {
+        let slot = (group % CIPHERS as u64) as usize;
+        if let Some((g, cipher)) = &self.ciphers.lock()[slot]
+            && *g == group
+        {
+            return cipher.clone();
+        }
+        let cipher = Arc::new(identity.key.group_cipher(group));
+        self.ciphers.lock()[slot] = Some((group, cipher.clone()));
+        cipher
+    }
+}
+
+impl State {
+    /// The identity, made now if the file never had data.
+    pub(super) fn identity_or_new(&mut self, volume: &VolumeContext) -> Result<Arc<Identity>> {
+        if let Some(identity) = &self.identity {
+            return Ok(identity.clone());
+        }
+        let identity = Arc::new(Identity::create(volume)?);
+        self.identity = Some(identity.clone());
+        Ok(identity)
+    }
+}
+
+impl From<ContentError> for backing::Errno {
+    /// For host code in between that only knows errnos; content errors proper
+    /// become EIO.
+    fn from(error: ContentError) -> Self {
+        match error {
+            ContentError::Backing(errno) => errno,
+            _ => Self::IO,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! A file's header and the keys that follow from it.
+
+use crate::crypto::{DataKey, FileKey, Suite, random, sha256};
+use crate::format::FormatError;
+use crate::format::header::{Header, Recipient};
+use crate::keys::WrappedKey;
+use crate::types::FileId;
+
+use super::{ContentError, Result, VolumeContext};
+
+/// Who a file is: set once it has its first byte of data.
+pub(super) struct Identity {
+    pub(super) header: Header,
+    /// Slot the header lies in.
+    pub(super) slot: usize,
+    pub(super) key: FileKey,
+}
+
+impl Identity {
+    /// A new file's: a fresh id and data key.
+    pub(super) fn create(volume: &VolumeContext) -> Result<Self> {
+        let file = FileId(random::bytes());
+        let (key, wrapped) = volume.keys.generate(file)?;
+        let mut header = Header {
+            suite: volume.suite.number(),
+            layout: volume.layout(),
+            sequence: 1,
+            file,
+            volume: volume.volume.id,
+            commitment: [0; 32],
+            recipients: wrapped.into_iter().map(to_recipient).collect(),
+        };
+        let key = FileKey::new(volume.suite, file, &key);
+        header.commitment = key.commitment(&immutable(&header));
+        header.encode(sha256)?;
+        let slot = 0;
+        Ok(Self { header, slot, key })
+    }
+
+    /// An existing file's, from the bytes of its head; `None` if it has none.
+    pub(super) fn open(volume: &VolumeContext, head: &[u8]) -> Result<Option<Self>> {
+        let Some((slot, header)) = Header::newest(head, volume.layout(), sha256)? else {
+            return Ok(None);
+        };
+        if header.volume != volume.volume.id || header.layout != volume.layout() {
+            return Err(ContentError::WrongVolume);
+        }
+        let suite =
+            Suite::from_number(header.suite).ok_or(FormatError::UnknownSuite(header.suite))?;
+        let wrapped: Vec<_> = header.recipients.iter().map(to_wrapped).collect();
+        let key = volume.keys.unwrap(header.file, &wrapped)?;
+        let key = checked_key(suite, &header, &key)?;
+        Ok(Some(Self { header, slot, key }))
+    }
+
+    /// The head's slots as they lie on disk, for a file written from scratch.
+    pub(super) fn encode_slots(&self) -> Result<Vec<u8>> {
+        let slot = self.header.encode(sha256)?;
+        let mut slots = vec![0; 2 * slot.len()];
+        slots[self.slot * slot.len()..][..slot.len()].copy_from_slice(&slot);
+        Ok(slots)
+    }
+}
+
+fn checked_key(suite: Suite, header: &Header, key: &DataKey) -> Result<FileKey> {
+    if key.len() != suite.key_len() {
+        return Err(ContentError::WrongKey);
+    }
+    let key = FileKey::new(suite, header.file, key);
+    // Both values are public, so the comparison need not be constant-time.
+    if key.commitment(&immutable(header)) != header.commitment {
+        return Err(ContentError::WrongKey);
+    }
+    Ok(key)
+}
+
+/// The header fields that never change, as the commitment covers them.
+fn immutable(header: &Header) -> Vec<u8> {
+    let mut out = header.volume.0.to_vec();
+    out.extend_from_slice(&(header.layout.block_size() as u32).to_le_bytes());
+    out.extend_from_slice(&(header.layout.head_size() as u32).to_le_bytes());
+    out
+}
+
+/// A wrapped key as headers and configs keep it.
+pub fn to_recipient(wrapped: WrappedKey) -> Recipient {
+    Recipient {
+        key_uri: wrapped.key_uri,
+        key_version: wrapped.key_version,
+        algorithm: wrapped.algorithm,
+        iv: wrapped.iv,
+        ciphertext: wrapped.ciphertext,
+    }
+}
+
+/// The reverse of [`to_recipient`].
+pub fn to_wrapped(recipient: &Recipient) -> WrappedKey {
+    let r = recipient.clone();
+    WrappedKey {
+        key_uri: r.key_uri,
+        key_version: r.key_version,
+        algorithm: r.algorithm,
+        iv: r.iv,
+        ciphertext: r.ciphertext,
+    }
+}

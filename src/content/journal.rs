@@ -1,0 +1,481 @@
+//! The volume's write-ahead journal: how a block that has content is replaced.
+//!
+//! A block's ciphertext and its metadata entry lie in different pages, so no
+//! single write replaces both. The new ciphertext and entry are therefore first
+//! appended to the journal; once that is durable (one flush, shared by all who
+//! wait for it) they are put in place, in any order, and a crash in between is
+//! made good by replaying the journal at the next mount. Until then the old
+//! block is untouched, and readers are served from memory (`State::pending`).
+//!
+//! There are two journal files. When the active one is long enough, writing
+//! moves to the other; the first is retired once everything it protects is in
+//! place and durable there (a *checkpoint*).
+//!
+//! The invariants, and why a power cut at any point is harmless:
+//!
+//! 1. No block with content is written in place before its record is durable.
+//! 2. A journal is retired (generation 0, flushed) only after all its blocks
+//!    are in place and their files flushed; and before the other one is, so a
+//!    stale record never meets a block whose newer record is gone.
+//! 3. Blocks that are cut off or punched out revoke their records. The revoke
+//!    is durable at the latest when the file is next synced, which is when
+//!    anything may rely on what replaced them.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::backing::{BackingFile, Errno};
+use crate::crypto::{random, sha256};
+use crate::format::journal::{JournalPage, PAGE, Record, RecordKind};
+use crate::format::meta::Entry;
+use crate::types::FileId;
+
+use super::file::EncryptedFile;
+use super::{ContentError, Result};
+
+/// Length at which a journal file is checkpointed.
+const SOFT: u64 = 32 << 20;
+/// Length at which writers wait for the checkpoint.
+const HARD: u64 = 96 << 20;
+/// Files with records in one journal at which it is checkpointed, because it
+/// keeps them open.
+const MOST_FILES: usize = 512;
+/// Zeros written ahead of the records, so that a flush of the journal changes
+/// neither its length nor its allocation.
+const AHEAD: u64 = 1 << 20;
+/// How long an overwrite stays in the journal alone.
+const COMMIT: Duration = Duration::from_secs(5);
+/// How long a journal may be idle before it is checkpointed.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// A new content of a block, to be recorded.
+pub struct BlockRecord {
+    /// Which block.
+    pub index: u64,
+    /// How to decrypt it.
+    pub entry: Entry,
+    /// What to store.
+    pub ciphertext: Box<[u8]>,
+}
+
+/// A file that has records in a journal.
+struct Touched {
+    file: FileId,
+    backing: Arc<dyn BackingFile>,
+}
+
+/// One of the two journal files.
+struct Segment {
+    backing: Arc<dyn BackingFile>,
+    generation: u64,
+    /// Where the next record goes.
+    end: u64,
+    /// Bytes from the last page boundary to `end`.
+    tail: Vec<u8>,
+    /// Up to here the file has been written before.
+    written: u64,
+    /// Has records that no flush has covered.
+    dirty: bool,
+    touched: HashMap<u64, Touched>,
+}
+
+struct State {
+    segments: [Segment; 2],
+    active: usize,
+    sequence: u64,
+    page: JournalPage,
+    last_append: Instant,
+}
+
+/// The journal of a mounted volume.
+pub struct Journal {
+    state: Mutex<State>,
+    /// All records up to this one are durable.
+    durable: AtomicU64,
+    /// Held while flushing: who waits for it finds its record durable.
+    flushing: Mutex<()>,
+    checkpointing: Mutex<()>,
+    room: Condvar,
+    work: Condvar,
+    /// Files with pending blocks, kept open until those are in place.
+    pending: Mutex<HashMap<u64, Arc<EncryptedFile>>>,
+}
+
+impl Journal {
+    /// Starts on two journal files that hold nothing worth replaying, and makes
+    /// it durable that `page.epoch` has begun.
+    ///
+    /// # Errors
+    /// Those of writing the files.
+    pub fn start(files: [Arc<dyn BackingFile>; 2], page: JournalPage) -> Result<Arc<Self>> {
+        let mut page = page;
+        let segment = |backing: Arc<dyn BackingFile>| -> Result<Segment> {
+            let mut segment = Segment {
+                backing,
+                generation: 0,
+                end: PAGE as u64,
+                tail: Vec::new(),
+                written: 0,
+                dirty: false,
+                touched: HashMap::new(),
+            };
+            segment.prepare(AHEAD)?;
+            Ok(segment)
+        };
+        let [a, b] = files;
+        let mut segments = [segment(a)?, segment(b)?];
+        // The epoch is open from here on, whichever page a crash leaves.
+        page.generation = fresh_generation();
+        segments[0].write_page(&page)?;
+        segments[0].generation = page.generation;
+        let other = JournalPage {
+            generation: 0,
+            ..page.clone()
+        };
+        segments[1].write_page(&other)?;
+        for segment in &segments {
+            segment.backing.sync(false)?;
+        }
+        Ok(Arc::new(Self {
+            state: Mutex::new(State {
+                segments,
+                active: 0,
+                sequence: 1,
+                page,
+                last_append: Instant::now(),
+            }),
+            durable: AtomicU64::new(0),
+            flushing: Mutex::new(()),
+            checkpointing: Mutex::new(()),
+            room: Condvar::new(),
+            work: Condvar::new(),
+            pending: Mutex::new(HashMap::new()),
+        }))
+    }
+
+    /// Records new contents of `blocks` of one file; gives the first record's
+    /// number, the others follow. They are not durable before [`Self::flush`].
+    pub(super) fn append_blocks(
+        &self,
+        ino: u64,
+        file: FileId,
+        backing: &Arc<dyn BackingFile>,
+        blocks: &[BlockRecord],
+    ) -> Result<u64> {
+        let mut state = self.state.lock();
+        let first = state.sequence;
+        let active = state.active;
+        let mut out = Vec::with_capacity(blocks.iter().map(|b| b.ciphertext.len() + 96).sum());
+        for (block, sequence) in blocks.iter().zip(first..) {
+            let record = Record {
+                generation: state.segments[active].generation,
+                sequence,
+                ino,
+                file,
+                first: block.index,
+                last: block.index,
+                kind: RecordKind::Block(block.entry),
+            };
+            record.encode(&block.ciphertext, &mut out);
+        }
+        state.segments[active].append(&out)?;
+        state.segments[active]
+            .touched
+            .entry(ino)
+            .and_modify(|t| t.file = file)
+            .or_insert_with(|| Touched {
+                file,
+                backing: backing.clone(),
+            });
+        state.sequence += blocks.len() as u64;
+        state.last_append = Instant::now();
+        if state.segments[active].end > SOFT {
+            self.work.notify_one();
+        }
+        Ok(first)
+    }
+
+    /// Makes earlier records of blocks `first ..= last` of a file void; gives
+    /// the record's number if there are any such records.
+    pub(super) fn revoke(&self, ino: u64, first: u64, last: u64) -> Result<Option<u64>> {
+        let mut state = self.state.lock();
+        let touched = state.segments.iter().find_map(|s| s.touched.get(&ino));
+        let Some(file) = touched.map(|t| t.file) else {
+            return Ok(None);
+        };
+        let active = state.active;
+        let record = Record {
+            generation: state.segments[active].generation,
+            sequence: state.sequence,
+            ino,
+            file,
+            first,
+            last,
+            kind: RecordKind::Revoke,
+        };
+        let mut out = Vec::new();
+        record.encode(&[], &mut out);
+        state.segments[active].append(&out)?;
+        state.sequence += 1;
+        state.last_append = Instant::now();
+        Ok(Some(record.sequence))
+    }
+
+    /// Makes all records up to `record` durable.
+    ///
+    /// # Errors
+    /// Those of the flush.
+    pub fn flush(&self, record: u64) -> Result<()> {
+        if self.durable.load(Ordering::Acquire) >= record {
+            return Ok(());
+        }
+        let _turn = self.flushing.lock();
+        if self.durable.load(Ordering::Acquire) >= record {
+            return Ok(());
+        }
+        let (newest, dirty) = {
+            let mut state = self.state.lock();
+            let mut dirty = Vec::new();
+            for (i, segment) in state.segments.iter_mut().enumerate() {
+                if std::mem::take(&mut segment.dirty) {
+                    dirty.push((i, segment.backing.clone()));
+                }
+            }
+            (state.sequence - 1, dirty)
+        };
+        for (i, backing) in dirty {
+            if let Err(error) = backing.sync(true) {
+                self.state.lock().segments[i].dirty = true;
+                return Err(error.into());
+            }
+        }
+        self.durable.store(newest, Ordering::Release);
+        Ok(())
+    }
+
+    /// Keeps a file with pending blocks open until they are in place.
+    pub(super) fn register(&self, ino: u64, file: Arc<EncryptedFile>) {
+        self.pending.lock().insert(ino, file);
+    }
+
+    /// Waits while the journal is so long that it must be checkpointed first.
+    /// Not to be called with a file locked.
+    pub(super) fn wait_for_room(&self) {
+        let mut state = self.state.lock();
+        while state.segments[state.active].end > HARD {
+            let timeout = Duration::from_secs(1);
+            self.room.wait_for(&mut state, timeout);
+        }
+    }
+
+    /// Makes every overwrite durable and puts it in place; gives the newest
+    /// record that this covered.
+    ///
+    /// # Errors
+    /// Those of the flush.
+    pub fn commit(&self) -> Result<u64> {
+        let newest = self.state.lock().sequence - 1;
+        self.flush(newest)?;
+        let files: Vec<_> = self.pending.lock().drain().collect();
+        for (ino, file) in files {
+            file.apply(newest);
+            if !file.state.read().pending.is_empty() {
+                self.register(ino, file);
+            }
+        }
+        Ok(newest)
+    }
+
+    // A copy: a file is locked before this map, never after it.
+    fn pending_files(&self) -> Vec<Arc<EncryptedFile>> {
+        self.pending.lock().values().cloned().collect()
+    }
+
+    /// Commits, flushes the files that have records in the active journal, and
+    /// retires it.
+    ///
+    /// # Errors
+    /// Those of the flushes; the journal then stays in force.
+    pub fn checkpoint(&self) -> Result<()> {
+        let _turn = self.checkpointing.lock();
+        let old = self.rotate()?;
+        let newest = self.commit()?;
+        // A file whose blocks could not be put in place keeps the journal.
+        if self
+            .pending_files()
+            .iter()
+            .any(|f| f.oldest_pending() <= Some(newest) && f.oldest_pending().is_some())
+        {
+            return Err(ContentError::Backing(Errno::IO));
+        }
+        let files: Vec<_> = {
+            let state = self.state.lock();
+            let touched = state.segments[old].touched.values();
+            touched.map(|t| t.backing.clone()).collect()
+        };
+        for backing in files {
+            backing.sync(true)?;
+        }
+        // A block may have been overwritten again before it was put in place:
+        // its newer record replaces the one that is about to go.
+        let newest = self.state.lock().sequence - 1;
+        self.flush(newest)?;
+        let mut state = self.state.lock();
+        let page = JournalPage {
+            generation: 0,
+            ..state.page.clone()
+        };
+        state.segments[old].write_page(&page)?;
+        let backing = state.segments[old].backing.clone();
+        drop(state);
+        backing.sync(true)?;
+        let mut state = self.state.lock();
+        let segment = &mut state.segments[old];
+        segment.touched.clear();
+        segment.generation = 0;
+        self.room.notify_all();
+        Ok(())
+    }
+
+    /// Moves writing to the other journal; gives the one that was active.
+    fn rotate(&self) -> Result<usize> {
+        let (old, page, backing) = {
+            let state = self.state.lock();
+            let old = state.active;
+            let next = &state.segments[1 - old];
+            if next.generation != 0 {
+                // A checkpoint of it failed: finish that one first.
+                return Ok(1 - old);
+            }
+            (old, state.page.clone(), next.backing.clone())
+        };
+        // The new page has to be on the disk before the old journal is retired,
+        // or none would say that the epoch is still open.
+        let page = JournalPage {
+            generation: fresh_generation(),
+            ..page
+        };
+        backing.write_at(&mut [IoSlice::new(&page.encode(sha256))], 0)?;
+        backing.sync(true)?;
+        let mut state = self.state.lock();
+        let next = &mut state.segments[1 - old];
+        next.generation = page.generation;
+        next.end = PAGE as u64;
+        next.tail.clear();
+        state.active = 1 - old;
+        self.room.notify_all();
+        Ok(old)
+    }
+
+    /// What has to be done now and then. Waits until there is something to do,
+    /// at most `timeout`.
+    pub fn maintain(&self, timeout: Duration) {
+        {
+            let mut state = self.state.lock();
+            if state.segments[state.active].end <= SOFT {
+                self.work.wait_for(&mut state, timeout);
+            }
+        }
+        let (idle, long, any) = {
+            let state = self.state.lock();
+            let active = &state.segments[state.active];
+            let any = state.segments.iter().any(|s| !s.touched.is_empty());
+            let long = active.end > SOFT || active.touched.len() > MOST_FILES;
+            (state.last_append.elapsed(), long, any)
+        };
+        let result = if long || (any && idle > IDLE) {
+            self.checkpoint()
+        } else {
+            self.commit_if_old()
+        };
+        if let Err(error) = result {
+            log::error!("journal: {error}; trying again");
+        }
+    }
+
+    fn commit_if_old(&self) -> Result<()> {
+        let files = self.pending_files();
+        if files.iter().any(|f| f.pending_for() > COMMIT) {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Puts everything in place and leaves journals that say the epoch ended
+    /// cleanly. `sync_all` makes the whole backing filesystem durable.
+    ///
+    /// # Errors
+    /// Those of the flushes; the epoch then counts as unclean.
+    pub fn close(&self, sync_all: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.checkpoint()?;
+        // The other one too, in case its checkpoint had failed before.
+        self.checkpoint()?;
+        sync_all()?;
+        let mut state = self.state.lock();
+        let page = JournalPage {
+            generation: 0,
+            ..state.page.clone()
+        };
+        for segment in &mut state.segments {
+            segment.write_page(&page)?;
+            segment.backing.set_len(PAGE as u64)?;
+            segment.backing.sync(false)?;
+        }
+        Ok(())
+    }
+}
+
+fn fresh_generation() -> u64 {
+    u64::from_le_bytes(random::bytes()) | 1
+}
+
+impl Segment {
+    fn write_page(&mut self, page: &JournalPage) -> Result<()> {
+        let bytes = page.encode(sha256);
+        self.backing.write_at(&mut [IoSlice::new(&bytes)], 0)?;
+        self.written = self.written.max(PAGE as u64);
+        Ok(())
+    }
+
+    /// Writes zeros up to `end`, if that was never written.
+    fn prepare(&mut self, end: u64) -> Result<()> {
+        if end <= self.written {
+            return Ok(());
+        }
+        let zeros = vec![0; (end - self.written) as usize];
+        self.backing
+            .write_at(&mut [IoSlice::new(&zeros)], self.written)?;
+        self.written = end;
+        Ok(())
+    }
+
+    /// Appends whole pages, starting with the one the last append ended in, so
+    /// that the host never has to read a page in order to change part of it.
+    fn append(&mut self, records: &[u8]) -> Result<()> {
+        let at = self.end - self.tail.len() as u64;
+        let end = self.end + records.len() as u64;
+        let padded = end.next_multiple_of(PAGE as u64);
+        if padded > self.written {
+            self.prepare(padded + AHEAD)?;
+        }
+        let padding = vec![0; (padded - end) as usize];
+        let mut bufs = [
+            IoSlice::new(&self.tail),
+            IoSlice::new(records),
+            IoSlice::new(&padding),
+        ];
+        self.backing.write_at(&mut bufs, at)?;
+        self.dirty = true;
+        self.tail.extend_from_slice(records);
+        let keep = (end % PAGE as u64) as usize;
+        let drop = self.tail.len() - keep;
+        self.tail.drain(..drop);
+        self.end = end;
+        Ok(())
+    }
+}

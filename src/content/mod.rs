@@ -1,0 +1,103 @@
+//! One encrypted file over a backing file: read, write, resize, holes, and the
+//! order in which changes reach the disk (`docs/CRASH_ORDER.md`).
+
+pub mod file;
+pub mod identity;
+pub mod journal;
+mod pages;
+mod read;
+pub mod replay;
+mod resize;
+mod seek;
+mod settle;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use file::EncryptedFile;
+pub use journal::Journal;
+
+use std::sync::Arc;
+
+use crate::backing::Errno;
+use crate::crypto::{DataKey, Suite};
+use crate::format::config::Volume;
+use crate::format::{FormatError, Layout};
+use crate::keys::{KeyError, WrappedKey};
+use crate::types::FileId;
+
+/// Why an operation on a file's content failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ContentError {
+    /// The backing storage refused.
+    #[error("backing file: {0}")]
+    Backing(#[from] Errno),
+    /// The header cannot be used.
+    #[error("header: {0}")]
+    Format(#[from] FormatError),
+    /// The header belongs to another volume.
+    #[error("the file belongs to another volume")]
+    WrongVolume,
+    /// The unwrapped key is not the one the header was made with.
+    #[error("the data key does not match the header's commitment")]
+    WrongKey,
+    /// There are encrypted blocks, but no header to open them with.
+    #[error("the header is missing")]
+    NoHeader,
+    /// A block does not authenticate.
+    #[error("block {0} failed authentication")]
+    BadBlock(u64),
+    /// No data key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The file would grow past the largest offset.
+    #[error("file too large")]
+    TooLarge,
+}
+
+/// Result of an operation on content.
+pub type Result<T> = std::result::Result<T, ContentError>;
+
+/// Where files get their data keys.
+pub trait KeySource: Send + Sync {
+    /// A new data key for `file`, and every recipient's wrapping of it.
+    fn generate(
+        &self,
+        file: FileId,
+    ) -> std::result::Result<(Arc<DataKey>, Vec<WrappedKey>), KeyError>;
+
+    /// The data key that `wrapped` holds.
+    fn unwrap(
+        &self,
+        file: FileId,
+        wrapped: &[WrappedKey],
+    ) -> std::result::Result<Arc<DataKey>, KeyError>;
+
+    /// Whether keys are made without waiting for anyone. If not, a writer gets
+    /// its key when it opens the file, never while the kernel writes back.
+    fn is_local(&self) -> bool;
+}
+
+/// What all files of a mounted volume share.
+pub struct VolumeContext {
+    /// The volume.
+    pub volume: Volume,
+    /// Its algorithm suite.
+    pub suite: Suite,
+    /// Where its files get their keys.
+    pub keys: Box<dyn KeySource>,
+    /// Its write-ahead journal; `None` on a read-only mount.
+    pub journal: Option<Arc<Journal>>,
+    /// This mount's epoch.
+    pub epoch: u32,
+    /// Epochs that ended without a clean unmount.
+    pub unclean: Vec<u32>,
+}
+
+impl VolumeContext {
+    /// The layout of the volume's files.
+    pub fn layout(&self) -> Layout {
+        self.volume.layout
+    }
+}

@@ -1,0 +1,167 @@
+//! Reading: one `preadv` a request, decryption where the bytes landed.
+
+use std::io::IoSliceMut;
+use std::ops::Range;
+
+use crate::format::meta::Entry;
+
+use super::file::{EncryptedFile, Pending, State, seal_of};
+use super::identity::Identity;
+use super::{ContentError, Result};
+
+/// A buffer that keeps its memory from one request to the next.
+#[derive(Default)]
+pub struct ReadBuffer(Vec<u8>);
+
+impl ReadBuffer {
+    /// `len` bytes of whatever was there before.
+    fn get(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len {
+            self.0.resize(len, 0);
+        }
+        &mut self.0[..len]
+    }
+
+    /// The bytes that a read said it put here.
+    pub fn slice(&self, range: Range<usize>) -> &[u8] {
+        &self.0[range]
+    }
+}
+
+impl EncryptedFile {
+    /// Reads up to `len` bytes from `offset` into `buffer` and says where in it
+    /// they are; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// `BadBlock` if any block does not authenticate: part of a read would look
+    /// like the end of the file.
+    pub fn read(&self, offset: u64, len: usize, buffer: &mut ReadBuffer) -> Result<Range<usize>> {
+        let state = self.state.read();
+        let end = offset.saturating_add(len as u64).min(state.size);
+        if offset >= end {
+            return Ok(0..0);
+        }
+        let layout = self.layout();
+        let block = layout.block_size();
+        let (first, last) = (layout.block_of(offset), layout.block_of(end - 1));
+        let out = buffer.get((last - first + 1) as usize * block);
+        self.read_blocks(&state, first, out)?;
+        let start = (offset - first * block as u64) as usize;
+        Ok(start..start + (end - offset) as usize)
+    }
+
+    /// Reads the whole blocks from `first` on that `out` has room for. What
+    /// lies past the end of a block's data, or of the file, is zero.
+    pub(super) fn read_blocks(&self, state: &State, first: u64, out: &mut [u8]) -> Result<()> {
+        let layout = self.layout();
+        let block = layout.block_size();
+        let count = (out.len() / block) as u64;
+        let (first_group, last_group) = (
+            layout.group_of(first).0,
+            layout.group_of(first + count - 1).0,
+        );
+        let mut entries: Vec<Option<Entry>> = Vec::with_capacity(count as usize);
+        for group in first_group..=last_group {
+            let page = self.page(state, group)?;
+            let start = layout.group_start(group);
+            let from = first.max(start) - start;
+            let to = (first + count - start).min(layout.group_blocks(group));
+            entries.extend((from..to).map(|at| page.get(at as usize)));
+        }
+        if entries.iter().any(Option::is_some) {
+            self.read_ciphertext(state, first, out)?;
+        }
+        let mut cipher = None;
+        for (i, (entry, data)) in entries.iter().zip(out.chunks_mut(block)).enumerate() {
+            let index = first + i as u64;
+            let pending = state.pending.get(&index);
+            if entry.is_none() && pending.is_none() {
+                data.fill(0);
+                continue;
+            }
+            let identity = state.identity.as_deref().ok_or(ContentError::NoHeader)?;
+            let group = layout.group_of(index).0;
+            if !matches!(&cipher, Some((g, _)) if *g == group) {
+                cipher = Some((group, self.cipher(identity, group)));
+            }
+            let (_, cipher) = cipher.as_ref().expect("set above");
+            let entry = match (pending, entry) {
+                (
+                    Some(Pending {
+                        entry, ciphertext, ..
+                    }),
+                    _,
+                ) => {
+                    data[..ciphertext.len()].copy_from_slice(ciphertext);
+                    entry
+                }
+                (None, Some(entry)) => entry,
+                (None, None) => unreachable!("a hole"),
+            };
+            let len = entry.len as usize;
+            if len > layout.stored_len(index, state.size) {
+                return Err(ContentError::BadBlock(index));
+            }
+            let (sealed, rest) = data.split_at_mut(len);
+            cipher
+                .open(index, &seal_of(entry), sealed)
+                .map_err(|_| ContentError::BadBlock(index))?;
+            rest.fill(0);
+        }
+        Ok(())
+    }
+
+    /// One `preadv` of the ciphertext of whole blocks; the metadata pages in
+    /// between land in a scrap buffer.
+    fn read_ciphertext(&self, state: &State, first: u64, out: &mut [u8]) -> Result<()> {
+        let layout = self.layout();
+        let block = layout.block_size();
+        let (mut index, mut rest) = (first, out);
+        let groups = rest.len() / block / 128 + 2;
+        let mut scrap = vec![[0u8; 4096]; groups];
+        let mut scraps = scrap.iter_mut();
+        let mut bufs = Vec::with_capacity(2 * groups);
+        while !rest.is_empty() {
+            let (group, at) = layout.group_of(index);
+            let left = (layout.group_blocks(group) as usize - at).min(rest.len() / block);
+            let (run, more) = rest.split_at_mut(left * block);
+            bufs.push(IoSliceMut::new(run));
+            rest = more;
+            index += left as u64;
+            if !rest.is_empty() {
+                let page = scraps.next().expect("one a group");
+                bufs.push(IoSliceMut::new(page));
+            }
+        }
+        state
+            .backing
+            .read_at(&mut bufs, layout.block_offset(first))?;
+        Ok(())
+    }
+
+    /// What block `index` is now: its entry wherever that is, or a hole.
+    pub(super) fn entry(&self, state: &State, index: u64) -> Result<Option<Entry>> {
+        if let Some(pending) = state.pending.get(&index) {
+            return Ok(Some(pending.entry));
+        }
+        let (group, at) = self.layout().group_of(index);
+        Ok(self.page(state, group)?.get(at))
+    }
+}
+
+/// Seals a block's content.
+pub(super) fn seal_block(
+    file: &EncryptedFile,
+    identity: &Identity,
+    index: u64,
+    plain: &[u8],
+    out: &mut [u8],
+) -> Entry {
+    let group = file.layout().group_of(index).0;
+    let seal = file.cipher(identity, group).seal(index, plain, out);
+    Entry {
+        nonce: seal.nonce,
+        tag: seal.tag,
+        len: plain.len() as u32,
+    }
+}

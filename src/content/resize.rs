@@ -1,0 +1,264 @@
+//! Truncation, hole punching and preallocation.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::file::{EncryptedFile, State};
+use super::{ContentError, Result};
+
+impl EncryptedFile {
+    /// Sets the length to `size`, cutting off or adding a hole.
+    ///
+    /// # Errors
+    /// `TooLarge`, those of the backing storage, and for a cut inside a block
+    /// those of reading it.
+    pub fn set_size(&self, size: u64) -> Result<()> {
+        let backing_len = self.layout().backing_len(size);
+        let backing_len = backing_len.ok_or(ContentError::TooLarge)?;
+        if let Some(journal) = &self.volume.journal {
+            journal.wait_for_room();
+        }
+        let mut state = self.state.write();
+        if size >= state.size {
+            if size > state.size {
+                self.before_reuse(&mut state)?;
+                self.unsynced.store(true, Ordering::Release);
+                state.backing.set_len(backing_len)?;
+                state.size = size;
+            }
+            return Ok(());
+        }
+        self.cut(&mut state, size, backing_len)
+    }
+
+    fn cut(&self, state: &mut State, size: u64, backing_len: u64) -> Result<()> {
+        let layout = self.layout();
+        let kept = layout.block_count(size);
+        self.shorten_tail(state, size)?;
+        self.unsynced.store(true, Ordering::Release);
+        self.revoke(state, kept, u64::MAX)?;
+        if size > 0 {
+            let (group, at) = layout.group_of(kept);
+            self.clear_entries(state, group, at, usize::MAX)?;
+        }
+        state.backing.set_len(backing_len)?;
+        state.size = size;
+        state.freed = size > 0;
+        self.pages.lock().clear();
+        if size == 0 {
+            // The empty file has no header; this one's id and key serve again.
+            state.header_stored = false;
+        }
+        Ok(())
+    }
+
+    /// Re-encrypts the block that a cut to `size` goes through at its new
+    /// length, and puts it in place: the cut must find it there.
+    fn shorten_tail(&self, state: &mut State, size: u64) -> Result<()> {
+        let layout = self.layout();
+        let len = (size % layout.block_size() as u64) as usize;
+        let index = layout.block_of(size);
+        let longer = |entry: crate::format::meta::Entry| entry.len as usize > len;
+        if len == 0 || !self.entry(state, index)?.is_some_and(longer) {
+            return Ok(());
+        }
+        let identity = state.identity.clone().ok_or(ContentError::NoHeader)?;
+        let mut plain = zeroize::Zeroizing::new(vec![0; layout.block_size()]);
+        self.read_blocks(state, index, &mut plain)?;
+        let sealed = self.sealed(&identity, index, &plain[..len]);
+        let block = (sealed.entry, sealed.ciphertext.clone());
+        self.journal_blocks(state, &identity, vec![sealed])?;
+        if let Some(journal) = &self.volume.journal {
+            journal.flush(state.last_record)?;
+        }
+        state.pending.remove(&index);
+        let (group, at) = layout.group_of(index);
+        let mut page = self.page_to_change(state, group)?;
+        Arc::make_mut(&mut page).set(at, Some(block.0));
+        let offset = layout.block_offset(index);
+        state
+            .backing
+            .write_at(&mut [IoSlice::new(&block.1)], offset)?;
+        let bufs = &mut [IoSlice::new(page.as_bytes())];
+        state.backing.write_at(bufs, layout.meta_offset(group))?;
+        self.store_page(group, page);
+        Ok(())
+    }
+
+    /// Makes `offset .. offset + len` a hole. With `keep_size` false and the
+    /// range past the end, the file grows.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn punch(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let Some(end) = offset.checked_add(len) else {
+            return Err(ContentError::TooLarge);
+        };
+        if let Some(journal) = &self.volume.journal {
+            journal.wait_for_room();
+        }
+        {
+            let mut state = self.state.write();
+            self.punch_locked(&mut state, offset, end)?;
+        }
+        if !keep_size && end > self.size() {
+            self.set_size(end)?;
+        }
+        Ok(())
+    }
+
+    fn punch_locked(&self, state: &mut State, offset: u64, end: u64) -> Result<()> {
+        let layout = self.layout();
+        let block = layout.block_size() as u64;
+        let end = end.min(state.size);
+        if offset >= end {
+            return Ok(());
+        }
+        // Past the last byte of the file the whole last block may go.
+        let first = offset.div_ceil(block);
+        let last = if end == state.size {
+            layout.block_count(end)
+        } else {
+            end / block
+        };
+        if first > last {
+            // Inside one block.
+            return self.zero(state, offset, end);
+        }
+        if first * block > offset {
+            self.zero(state, offset, (first * block).min(end))?;
+        }
+        if last * block < end {
+            self.zero(state, last * block, end)?;
+        }
+        if first < last {
+            self.free_blocks(state, first, last)?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites with zeros inside one block, unless that is a hole anyway.
+    fn zero(&self, state: &mut State, from: u64, to: u64) -> Result<()> {
+        if from >= to || self.entry(state, self.layout().block_of(from))?.is_none() {
+            return Ok(());
+        }
+        let zeros = vec![0; (to - from) as usize];
+        self.write_locked(state, from, &zeros)
+    }
+
+    /// Makes the blocks `first .. last` holes and frees their storage. Their
+    /// entries have to be gone from the disk before the storage is, else a
+    /// power cut could leave entries that fit nothing.
+    fn free_blocks(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
+        let layout = self.layout();
+        self.unsynced.store(true, Ordering::Release);
+        self.revoke(state, first, last - 1)?;
+        // A pending last block would have made the backing file this long.
+        let backing_len = layout.backing_len(state.size).expect("of this size");
+        if state.backing.len()? < backing_len {
+            state.backing.set_len(backing_len)?;
+        }
+        let mut group = layout.group_of(first).0;
+        let last_group = layout.group_of(last - 1).0;
+        let mut cleared = false;
+        while group <= last_group {
+            let start = layout.group_start(group);
+            let from = first.max(start) - start;
+            let to = (last - start).min(layout.group_blocks(group));
+            cleared |= self.clear_entries(state, group, from as usize, to as usize)?;
+            group = self.next_stored_group(state, group)?;
+        }
+        if !cleared {
+            return Ok(());
+        }
+        state.backing.sync(true)?;
+        state.freed = true;
+        let mut index = first;
+        while index < last {
+            let (group, _) = layout.group_of(index);
+            let next = (layout.group_start(group) + layout.group_blocks(group)).min(last);
+            let from = layout.block_offset(index);
+            let to = layout.block_offset(next - 1) + layout.block_size() as u64;
+            match state.backing.punch(from, to - from) {
+                // A filesystem without holes keeps the storage; the entries
+                // already say that nothing is there.
+                Err(crate::backing::Errno::OPNOTSUPP) => break,
+                other => other?,
+            }
+            index = next.max(layout.group_start(self.next_stored_group(state, group)?));
+        }
+        Ok(())
+    }
+
+    /// Makes holes of entries `from .. to` of `group`; whether any was not one.
+    fn clear_entries(&self, state: &mut State, group: u64, from: usize, to: usize) -> Result<bool> {
+        let page = self.page(state, group)?;
+        let to = to.min(page.entries());
+        if (from..to).all(|at| page.get(at).is_none()) {
+            return Ok(false);
+        }
+        drop(page);
+        let mut page = self.page_to_change(state, group)?;
+        for at in from..to {
+            Arc::make_mut(&mut page).set(at, None);
+        }
+        let bufs = &mut [IoSlice::new(page.as_bytes())];
+        state
+            .backing
+            .write_at(bufs, self.layout().meta_offset(group))?;
+        self.store_page(group, page);
+        Ok(true)
+    }
+
+    /// Forgets pending blocks `first ..= last` and makes the journal forget
+    /// them too.
+    fn revoke(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
+        let gone: Vec<_> = state.pending.range(first..=last).map(|(&i, _)| i).collect();
+        for index in gone {
+            state.pending.remove(&index);
+        }
+        if let Some(journal) = &self.volume.journal
+            && let Some(record) = journal.revoke(self.ino, first, last)?
+        {
+            state.last_record = record;
+        }
+        Ok(())
+    }
+
+    /// Syncs a file from which blocks were freed before blocks are put in their
+    /// place: the metadata page is overwritten where it lies and may reach the
+    /// disk before the host's note that the old blocks are gone, and an entry
+    /// would then stand beside the wrong block. (A file cut to nothing has its
+    /// pages freed as well, so old and new cannot mix.)
+    pub(super) fn before_reuse(&self, state: &mut State) -> Result<()> {
+        if state.freed {
+            state.backing.sync(true)?;
+            state.freed = false;
+        }
+        Ok(())
+    }
+
+    /// Reserves storage for `offset .. offset + len`; without `keep_size` the
+    /// file grows to hold it.
+    ///
+    /// # Errors
+    /// Those of the backing storage, ENOSPC foremost.
+    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let layout = self.layout();
+        let end = offset.checked_add(len).ok_or(ContentError::TooLarge)?;
+        let to = layout.backing_len(end).ok_or(ContentError::TooLarge)?;
+        {
+            let state = self.state.read();
+            let from = layout.block_offset(layout.block_of(offset));
+            // The head too, so that the first write does not run out of space.
+            let from = if state.size == 0 { 0 } else { from };
+            state.backing.allocate(from, to - from)?;
+        }
+        self.unsynced.store(true, Ordering::Release);
+        if !keep_size && end > self.size() {
+            self.set_size(end)?;
+        }
+        Ok(())
+    }
+}

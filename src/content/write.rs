@@ -1,0 +1,309 @@
+//! Writing. A block that was a hole is written in place; one that has content
+//! goes through the journal (see `journal` for why).
+
+use std::cell::RefCell;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::format::meta::MetaPage;
+
+use super::file::{EncryptedFile, Pending, State};
+use super::identity::Identity;
+use super::journal::BlockRecord;
+use super::read::seal_block;
+use super::{ContentError, Result};
+
+thread_local! {
+    /// Where runs of fresh blocks are laid out; as large as the largest write.
+    static RUN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Pending bytes of one file at which a writer puts them in place itself.
+const MOST_PENDING: usize = 8 << 20;
+
+impl EncryptedFile {
+    /// Writes `data` at `offset`, all of it or an error.
+    ///
+    /// # Errors
+    /// After an error each block has its old or its new content.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let Some(end) = offset.checked_add(data.len() as u64) else {
+            return Err(ContentError::TooLarge);
+        };
+        if self.layout().backing_len(end).is_none() {
+            return Err(ContentError::TooLarge);
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        if let Some(journal) = &self.volume.journal {
+            journal.wait_for_room();
+        }
+        let pending = {
+            let mut state = self.state.write();
+            self.write_locked(&mut state, offset, data)?;
+            state.pending.len() * self.layout().block_size()
+        };
+        if pending > MOST_PENDING {
+            self.settle_pending()?;
+        }
+        Ok(())
+    }
+
+    /// Makes this file's journal records durable and puts its pending blocks in
+    /// place.
+    pub(super) fn settle_pending(&self) -> Result<()> {
+        let record = self.state.read().last_record;
+        if let Some(journal) = &self.volume.journal {
+            journal.flush(record)?;
+        }
+        self.apply(record);
+        Ok(())
+    }
+
+    pub(super) fn write_locked(&self, state: &mut State, offset: u64, data: &[u8]) -> Result<()> {
+        let end = offset + data.len() as u64;
+        let identity = state.identity_or_new(&self.volume)?;
+        let size = state.size.max(end);
+        let layout = self.layout();
+        let block = layout.block_size() as u64;
+        let last = layout.block_of(end - 1);
+        let mut overwritten = Vec::new();
+        let mut index = layout.block_of(offset);
+        while index <= last {
+            if self.entry(state, index)?.is_some() {
+                let plain = self.merged(state, index, false, size, offset, data)?;
+                overwritten.push(self.sealed(&identity, index, plain.as_ref()));
+                index += 1;
+                continue;
+            }
+            let start = index;
+            while index <= last && self.entry(state, index)?.is_none() {
+                index += 1;
+            }
+            self.write_fresh(state, &identity, start..index, size, offset, data)?;
+            state.size = state.size.max(size.min(index * block));
+        }
+        self.journal_blocks(state, &identity, overwritten)?;
+        state.size = size;
+        Ok(())
+    }
+
+    /// The new plaintext of block `index` when `data` is written at `offset` of
+    /// a file that will have `size` bytes.
+    fn merged<'d>(
+        &self,
+        state: &State,
+        index: u64,
+        hole: bool,
+        size: u64,
+        offset: u64,
+        data: &'d [u8],
+    ) -> Result<Plain<'d>> {
+        let layout = self.layout();
+        let start = index * layout.block_size() as u64;
+        let len = layout.stored_len(index, size);
+        let from = offset.max(start);
+        let to = (offset + data.len() as u64).min(start + len as u64);
+        let new = &data[(from - offset) as usize..(to - offset) as usize];
+        if new.len() == len {
+            return Ok(Plain::Borrowed(new));
+        }
+        let mut plain = zeroize::Zeroizing::new(vec![0; layout.block_size()]);
+        if !hole {
+            self.read_blocks(state, index, &mut plain)?;
+        }
+        plain[(from - start) as usize..(to - start) as usize].copy_from_slice(new);
+        plain.truncate(len);
+        Ok(Plain::Owned(plain))
+    }
+
+    pub(super) fn sealed(&self, identity: &Identity, index: u64, plain: &[u8]) -> BlockRecord {
+        let mut ciphertext = vec![0; plain.len()].into_boxed_slice();
+        let entry = seal_block(self, identity, index, plain, &mut ciphertext);
+        BlockRecord {
+            index,
+            entry,
+            ciphertext,
+        }
+    }
+
+    /// Hands overwritten blocks to the journal; they are pending from then on.
+    pub(super) fn journal_blocks(
+        &self,
+        state: &mut State,
+        identity: &Identity,
+        blocks: Vec<BlockRecord>,
+    ) -> Result<()> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let journal = self.volume.journal.as_ref();
+        let journal = journal.ok_or(ContentError::Backing(crate::backing::Errno::ROFS))?;
+        let file = identity.header.file;
+        let first = journal.append_blocks(self.ino, file, &state.backing, &blocks)?;
+        state.last_record = first + blocks.len() as u64 - 1;
+        let was_empty = state.pending.is_empty();
+        for (block, record) in blocks.into_iter().zip(first..) {
+            let pending = Pending {
+                entry: block.entry,
+                ciphertext: block.ciphertext,
+                record,
+            };
+            state.pending.insert(block.index, pending);
+        }
+        if was_empty {
+            state.pending_since = std::time::Instant::now();
+            let me = self.me.upgrade().expect("a method of self is running");
+            journal.register(self.ino, me);
+        }
+        Ok(())
+    }
+
+    /// Encrypts the holes `blocks` and writes them and their metadata in place.
+    fn write_fresh(
+        &self,
+        state: &mut State,
+        identity: &Identity,
+        blocks: std::ops::Range<u64>,
+        size: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<()> {
+        self.before_reuse(state)?;
+        self.unsynced.store(true, Ordering::Release);
+        RUN.with_borrow_mut(|out| {
+            out.clear();
+            let layout = self.layout();
+            let mut groups: Vec<(u64, usize, Arc<MetaPage>)> = Vec::new();
+            let (first_group, first_at) = layout.group_of(blocks.start);
+            // Where a run starts with its group, the metadata lies right before
+            // it, and in a new file the header before that.
+            let adjacent = first_at == 0;
+            let with_header = !state.header_stored;
+            let mut run_offset = layout.block_offset(blocks.start);
+            if adjacent && first_group == 0 && with_header {
+                run_offset = 0;
+                out.extend_from_slice(&identity.encode_slots()?);
+            } else if adjacent {
+                run_offset = layout.meta_offset(first_group);
+            }
+            for index in blocks.clone() {
+                let (group, at) = layout.group_of(index);
+                if groups.last().is_none_or(|(g, ..)| *g != group) {
+                    let page = self.page_to_change(state, group)?;
+                    groups.push((group, out.len(), page));
+                    if at == 0 {
+                        out.resize(out.len() + layout.meta_len(group), 0);
+                    }
+                }
+                let plain = self.merged(state, index, true, size, offset, data)?;
+                let plain = plain.as_ref();
+                let at_out = out.len();
+                out.resize(at_out + plain.len(), 0);
+                let entry = seal_block(self, identity, index, plain, &mut out[at_out..]);
+                let (_, _, page) = groups.last_mut().expect("pushed above");
+                Arc::make_mut(page).set(at, Some(entry));
+            }
+            for (i, (group, at_out, page)) in groups.iter().enumerate() {
+                if i > 0 || adjacent {
+                    out[*at_out..][..layout.meta_len(*group)].copy_from_slice(page.as_bytes());
+                }
+            }
+            let backing = &state.backing;
+            backing.write_at(&mut [IoSlice::new(out)], run_offset)?;
+            if !adjacent {
+                let (group, _, page) = &groups[0];
+                let bufs = &mut [IoSlice::new(page.as_bytes())];
+                backing.write_at(bufs, layout.meta_offset(*group))?;
+            }
+            if with_header && run_offset > 0 {
+                backing.write_at(&mut [IoSlice::new(&identity.encode_slots()?)], 0)?;
+            }
+            state.header_stored = true;
+            for (group, _, page) in groups {
+                self.store_page(group, page);
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts the pending blocks whose records are durable (up to `durable`) in
+    /// place. A failure is kept for the next sync; the blocks stay pending.
+    pub(super) fn apply(&self, durable: u64) {
+        let mut state = self.state.write();
+        let ready: Vec<u64> = state
+            .pending
+            .iter()
+            .filter(|(_, p)| p.record <= durable)
+            .map(|(&index, _)| index)
+            .collect();
+        if ready.is_empty() {
+            return;
+        }
+        let backing = state.backing.clone();
+        let result = backing.keeping_mtime(&mut || Ok(self.put_in_place(&state, &ready)?));
+        match result {
+            Ok(()) => {
+                for index in ready {
+                    state.pending.remove(&index);
+                }
+            }
+            Err(error) => {
+                log::error!(
+                    "inode {}: could not write {} blocks back: {error}",
+                    self.ino,
+                    ready.len()
+                );
+                state.deferred = Some(error.into());
+            }
+        }
+    }
+
+    fn put_in_place(&self, state: &State, ready: &[u64]) -> Result<()> {
+        let layout = self.layout();
+        let mut rest = ready;
+        while let Some(&first) = rest.first() {
+            let group = layout.group_of(first).0;
+            let n = rest
+                .iter()
+                .take_while(|&&i| layout.group_of(i).0 == group)
+                .count();
+            let (here, later) = rest.split_at(n);
+            rest = later;
+            let mut page = self.page_to_change(state, group)?;
+            for run in here.chunk_by(|a, b| a + 1 == *b) {
+                let mut bufs: Vec<_> = run
+                    .iter()
+                    .map(|i| IoSlice::new(&state.pending[i].ciphertext))
+                    .collect();
+                let at = layout.block_offset(run[0]);
+                state.backing.write_at(&mut bufs, at)?;
+            }
+            for index in here {
+                let at = layout.group_of(*index).1;
+                Arc::make_mut(&mut page).set(at, Some(state.pending[index].entry));
+            }
+            let bufs = &mut [IoSlice::new(page.as_bytes())];
+            state.backing.write_at(bufs, layout.meta_offset(group))?;
+            self.store_page(group, page);
+        }
+        Ok(())
+    }
+}
+
+/// A block's plaintext: the caller's, or put together here and wiped.
+enum Plain<'a> {
+    Borrowed(&'a [u8]),
+    Owned(zeroize::Zeroizing<Vec<u8>>),
+}
+
+impl AsRef<[u8]> for Plain<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
