@@ -300,7 +300,12 @@ impl Mount {
             "nothing mounted after {PATIENCE:?}:\n{}",
             self.log()
         );
-        fs::metadata(point).expect("the mount answers");
+        // Another user's mount answers that user alone.
+        match volume.user() {
+            None => fs::metadata(point),
+            Some(uid) => sys::as_user(uid, uid, &[], || fs::metadata(point)),
+        }
+        .expect("the mount answers");
     }
 
     /// Unmounts cleanly; says what was not clean about it.
