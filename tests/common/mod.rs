@@ -30,6 +30,9 @@ pub use volume::{Volume, said, wait_for};
 /// How long a daemon may take to start or to stop.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a test may use one daemon, unless it says otherwise.
+const DEADLINE: Duration = Duration::from_secs(180);
+
 /// How a mount is made; the default is what most tests want.
 #[derive(Clone, Default)]
 pub struct Options {
@@ -285,7 +288,8 @@ impl Mount {
         });
         let watchdog = watch(
             process.id(),
-            options.deadline.unwrap_or(Duration::from_secs(600)),
+            volume.point(),
+            options.deadline.unwrap_or(DEADLINE),
         );
         *daemon = Some(Daemon {
             process,
@@ -417,17 +421,35 @@ fn mount_options(root: bool, more: &str) -> String {
     both.join(",")
 }
 
-/// Kills a daemon that is still there after `limit`, so that whoever waits for
-/// it gets an error instead of hanging for ever.
-fn watch(pid: u32, limit: Duration) -> mpsc::Sender<()> {
+/// Kills a daemon that is still there after `limit` and cuts its connection, so
+/// that whoever waits for it gets an error instead of hanging for ever.
+fn watch(pid: u32, point: &Path, limit: Duration) -> mpsc::Sender<()> {
     let (off, wait) = mpsc::channel();
+    let line = mount_line(point);
     std::thread::spawn(move || {
         if wait.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
             eprintln!("watchdog: killing daemon {pid} after {limit:?}");
             sys::kill(pid, libc::SIGKILL);
+            // A daemon with a thread stuck in the kernel needs more than that.
+            let device = line
+                .as_deref()
+                .and_then(|line| line.split(' ').nth(2)?.split_once(':'));
+            if let Some((_, minor)) = device {
+                abort_connection(minor);
+            }
         }
     });
     off
+}
+
+/// Has the kernel fail all that waits for a FUSE daemon, where root may ask so.
+fn abort_connection(minor: &str) {
+    use rustix::mount::{MountFlags, mount, unmount};
+    let control = temp_dir();
+    if mount("none", control.path(), "fusectl", MountFlags::empty(), None).is_ok() {
+        let _ = fs::write(control.path().join(minor).join("abort"), "1");
+        let _ = unmount(control.path(), UnmountFlags::DETACH);
+    }
 }
 
 #[allow(unsafe_code)]
