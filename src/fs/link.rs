@@ -32,14 +32,14 @@ impl Fs {
         if let Some(fd) = self.overflow.0.get() {
             return Ok(fd);
         }
-        let root = &self.inodes.root().fd;
+        let root = self.inodes.root().fd()?;
         if create {
-            match dir::mkdir(root, OVERFLOW, 0o700) {
+            match dir::mkdir(&root, OVERFLOW, 0o700) {
                 Err(Errno::EXIST) => {}
                 other => other?,
             }
         }
-        let fd = dir::open_path(root, OVERFLOW)?;
+        let fd = dir::open_path(&root, OVERFLOW)?;
         Ok(self.overflow.0.get_or_init(|| fd))
     }
 
@@ -66,7 +66,7 @@ impl Fs {
             dir::symlink(rest.as_bytes(), self.overflow_dir(true)?, id.as_bytes())?;
         }
         stored.prepare(&parent)?;
-        let make = || dir::symlink(target.as_bytes(), &parent.fd, stored.entry());
+        let make = || dir::symlink(target.as_bytes(), parent.fd()?, stored.entry());
         if let Err(error) = run_as(new.caller, new.umask, make) {
             stored.clean_up(&parent);
             if let Some((id, _)) = &rest {
@@ -92,7 +92,7 @@ impl Fs {
     }
 
     fn stored_target(&self, inode: &Inode) -> Result<Vec<u8>> {
-        let mut stored = dir::readlink(&inode.fd, b"")?;
+        let mut stored = dir::readlink(inode.fd()?, b"")?;
         if stored.len() == FULL {
             let rest = dir::readlink(self.overflow_dir(false)?, &stored[..ID])?;
             stored.drain(..ID);
@@ -116,12 +116,12 @@ impl Fs {
     /// and this is its last name; to be removed with it.
     pub(super) fn overflow_of(&self, parent: &Inode, stored: &[u8]) -> Option<Vec<u8>> {
         self.overflow_dir(false).ok()?;
-        let stat = dir::stat_at(&parent.fd, stored).ok()?;
+        let stat = dir::stat_at(parent.fd().ok()?, stored).ok()?;
         let overlong = stat.stx_mode & 0o170_000 == 0o120_000 && stat.stx_size == FULL as u64;
         if !overlong || stat.stx_nlink > 1 {
             return None;
         }
-        let mut target = dir::readlink(&parent.fd, stored).ok()?;
+        let mut target = dir::readlink(parent.fd().ok()?, stored).ok()?;
         target.truncate(ID);
         Some(target)
     }
@@ -144,7 +144,7 @@ impl Fs {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
-        if let Err(error) = dir::link(&inode.fd, &parent.fd, stored.entry()) {
+        if let Err(error) = dir::link(inode.fd()?, parent.fd()?, stored.entry()) {
             stored.clean_up(&parent);
             return Err(error.into());
         }

@@ -116,7 +116,8 @@ impl Handles {
         options: OpenOptions,
     ) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let capabilities = options.write && xattr::get(&inode.fd, CAPABILITY).is_ok();
+        let fd = inode.fd();
+        let capabilities = options.write && fd.is_ok_and(|fd| xattr::get(fd, CAPABILITY).is_ok());
         let handle = Handle {
             inode: inode.clone(),
             file,
@@ -163,10 +164,10 @@ impl Fs {
         let file = self.files.get_or_open(inode.host_ino, || {
             // Writable if possible at all: the kernel writes back through any
             // handle, and reads what it needs to complete a page.
-            let (fd, writable) = match dir::reopen(&inode.fd, true) {
+            let (fd, writable) = match dir::reopen(inode.fd()?, true) {
                 Ok(fd) => (fd, true),
                 Err(error) if write => (self.force_open(inode, error)?, true),
-                Err(_) => match dir::reopen(&inode.fd, false) {
+                Err(_) => match dir::reopen(inode.fd()?, false) {
                     Ok(fd) => (fd, false),
                     Err(error) => (self.force_open(inode, error)?, true),
                 },
@@ -176,7 +177,7 @@ impl Fs {
         })?;
         if write {
             if !file.is_writable() {
-                let fd = match dir::reopen(&inode.fd, true) {
+                let fd = match dir::reopen(inode.fd()?, true) {
                     Ok(fd) => fd,
                     Err(error) => self.force_open(inode, error)?,
                 };
@@ -197,10 +198,10 @@ impl Fs {
         if error != Errno::ACCESS {
             return Err(error.into());
         }
-        let mode = u32::from(dir::stat(&inode.fd)?.stx_mode);
-        dir::chmod(&inode.fd, mode | 0o600)?;
-        let opened = dir::reopen(&inode.fd, true);
-        dir::chmod(&inode.fd, mode)?;
+        let mode = u32::from(dir::stat(inode.fd()?)?.stx_mode);
+        dir::chmod(inode.fd()?, mode | 0o600)?;
+        let opened = dir::reopen(inode.fd()?, true);
+        dir::chmod(inode.fd()?, mode)?;
         Ok(opened?)
     }
 
@@ -360,20 +361,20 @@ pub(super) fn strip_privileges(inode: &Inode) -> Result<()> {
     const SUID: u32 = 0o4000;
     const SGID: u32 = 0o2000;
     const GROUP_EXEC: u32 = 0o0010;
-    let mode = u32::from(dir::stat(&inode.fd)?.stx_mode);
+    let mode = u32::from(dir::stat(inode.fd()?)?.stx_mode);
     let mut kept = mode & !SUID;
     if mode & GROUP_EXEC != 0 {
         kept &= !SGID;
     }
     if kept != mode {
-        dir::chmod(&inode.fd, kept)?;
+        dir::chmod(inode.fd()?, kept)?;
     }
     Ok(())
 }
 
 /// Takes file capabilities away.
 pub(super) fn remove_capabilities(inode: &Inode) -> Result<()> {
-    match xattr::remove(&inode.fd, CAPABILITY) {
+    match xattr::remove(inode.fd()?, CAPABILITY) {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error.into()),
     }

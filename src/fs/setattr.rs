@@ -41,7 +41,7 @@ impl Fs {
     pub fn setattr(&self, ino: u64, changes: &Changes, privileged: bool) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
         if changes.uid.is_some() || changes.gid.is_some() {
-            dir::chown(&inode.fd, changes.uid, changes.gid)?;
+            dir::chown(inode.fd()?, changes.uid, changes.gid)?;
         }
         if let Some(size) = changes.size {
             self.open_content(&inode, true)?.set_size(size)?;
@@ -52,14 +52,14 @@ impl Fs {
         }
         // After the owner: changing that takes bits away.
         if let Some(mode) = changes.mode {
-            dir::chmod(&inode.fd, mode)?;
+            dir::chmod(inode.fd()?, mode)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
             let times = Timestamps {
                 last_access: timespec(changes.atime),
                 last_modification: timespec(changes.mtime),
             };
-            dir::set_times(&inode.fd, &times)?;
+            dir::set_times(inode.fd()?, &times)?;
         }
         self.attr(&inode).map(|attr| entry(&inode, attr))
     }

@@ -15,7 +15,7 @@ use crate::format::config::{CONFIG_NAME, ConfigError, NameMode, Volume, VolumeCo
 use crate::format::journal::JournalPage;
 use crate::format::{FormatError, Layout};
 use crate::keys::{KeyContext, KeyError, KeyRing, KeyService, WrappedKey};
-use crate::sys::durable;
+use crate::sys::{durable, process};
 use crate::types::{FileId, KeyLen, VolumeId};
 
 use super::inode::InodeTable;
@@ -221,10 +221,11 @@ impl Found {
             .try_clone()
             .map_err(|e| self.host_error(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?;
         let path_fd = dir::open_path(&self.root, b".").map_err(|e| self.host_error(e))?;
+        let descriptors = process::descriptor_limit() as usize;
         let fs = Fs {
             volume: Arc::new(context),
             names,
-            inodes: InodeTable::new(path_fd)?,
+            inodes: InodeTable::new(path_fd, descriptors / 10 * 7)?,
             files: Default::default(),
             handles: Default::default(),
             listings: Default::default(),

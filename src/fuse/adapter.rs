@@ -9,18 +9,19 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
 use crate::fs::{Changes, Entry, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
 use crate::sys::creds::Caller;
 
-use super::convert::{TTL, attr, attr_ttl, kind, no_entry, reply_entry};
+use super::convert::{TTL, attr, attr_ttl, no_entry, reply_entry};
 use super::errno::{errno, is_remarkable};
+use super::listing;
 use super::notices::Notices;
 use super::time;
 
@@ -394,11 +395,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let result = self.fs.readdir(fh.0, offset, |entry| {
-            let known = entry.kind.map_or(FileType::RegularFile, kind);
-            let name = OsStr::from_bytes(&entry.name);
-            !reply.add(INodeNo(entry.ino), entry.next, known, name)
-        });
+        let result = listing::fill(&self.fs, fh.0, offset, &mut reply);
         answer!(self, "readdir", ino, result, reply, |()| reply.ok());
     }
 
@@ -410,34 +407,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let result = self.fs.readdir(fh.0, offset, |listed| {
-            let name = OsStr::from_bytes(&listed.name);
-            if matches!(listed.name.as_slice(), b"." | b"..") {
-                // Not a lookup: the kernel takes only number and kind of these.
-                let mut dot = no_entry();
-                dot.ino = INodeNo(listed.ino);
-                dot.kind = FileType::Directory;
-                let add = reply.add(dot.ino, listed.next, name, &TTL, &dot, Generation(0));
-                return !add;
-            }
-            let entry = match self.fs.look_up_listed(fh.0, listed) {
-                Ok(entry) => entry,
-                // Gone since it was listed, or not to be had.
-                Err(_) => return true,
-            };
-            let full = reply.add(
-                INodeNo(entry.attr.ino),
-                listed.next,
-                name,
-                &TTL,
-                &attr(&entry.attr),
-                Generation(entry.generation),
-            );
-            if full {
-                self.fs.forget(entry.attr.ino, 1);
-            }
-            !full
-        });
+        let result = listing::fill_plus(&self.fs, fh.0, offset, &mut reply);
         answer!(self, "readdirplus", ino, result, reply, |()| reply.ok());
     }
 

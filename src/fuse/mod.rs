@@ -3,6 +3,7 @@
 mod adapter;
 mod convert;
 mod errno;
+mod listing;
 mod notices;
 pub mod options;
 pub mod session;
