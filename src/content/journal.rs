@@ -372,6 +372,11 @@ impl Journal {
         Ok(old)
     }
 
+    #[cfg(test)]
+    pub fn rotate_for_test(&self) {
+        self.rotate().unwrap();
+    }
+
     /// What has to be done now and then. Waits until there is something to do,
     /// at most `timeout`.
     pub fn maintain(&self, timeout: Duration) {
