@@ -305,7 +305,7 @@ fn configs() {
         let (config, volume) = VolumeConfig::parse(json.as_bytes()).unwrap();
         let keys = VolumeKeys::new(&volume.id.0, &data_key(&case["volume_key"]));
         assert_eq!(
-            keys.commitment(&volume.immutable_fields()),
+            keys.commitment(&volume.committed_fields()),
             volume.commitment
         );
         assert_eq!(volume.recipients, recipients(&case["recipients"]));

@@ -41,6 +41,8 @@ pub struct VolumeConfig {
     head_size: u32,
     /// How names are encrypted.
     pub names: NameMode,
+    /// URIs of the keys that new files are wrapped for, in order of preference.
+    keys: Vec<String>,
     recipients: Vec<RecipientConfig>,
     commitment: String,
     /// Names of fields that a reader must know.
@@ -90,6 +92,8 @@ pub struct Volume {
     pub names: NameMode,
     /// Proves the volume key and the immutable fields.
     pub commitment: [u8; 32],
+    /// URIs of the keys that new files are wrapped for.
+    pub keys: Vec<String>,
     /// The volume key, wrapped.
     pub recipients: Vec<Recipient>,
     /// Whether this build may write to it.
@@ -102,8 +106,10 @@ impl Volume {
         FileId(self.id.0)
     }
 
-    /// The fields that never change, as the commitment covers them.
-    pub fn immutable_fields(&self) -> Vec<u8> {
+    /// The fields that the commitment covers: those that never change, and the
+    /// keys that new files are wrapped for, which nobody may add to but who has
+    /// the volume key.
+    pub fn committed_fields(&self) -> Vec<u8> {
         let mut out = self.id.0.to_vec();
         out.extend_from_slice(&self.suite.to_le_bytes());
         out.extend_from_slice(&(self.layout.block_size() as u32).to_le_bytes());
@@ -113,6 +119,11 @@ impl Volume {
             NameMode::Deterministic => 1,
             NameMode::Plain => 2,
         });
+        out.extend_from_slice(&(self.keys.len() as u32).to_le_bytes());
+        for uri in &self.keys {
+            out.extend_from_slice(&(uri.len() as u32).to_le_bytes());
+            out.extend_from_slice(uri.as_bytes());
+        }
         out
     }
 }
@@ -130,6 +141,7 @@ impl VolumeConfig {
             block_size: volume.layout.block_size() as u32,
             head_size: volume.layout.head_size() as u32,
             names: volume.names,
+            keys: volume.keys.clone(),
             recipients: volume.recipients.iter().map(to_config).collect(),
             commitment: data_encoding::HEXLOWER.encode(&volume.commitment),
             critical: Vec::new(),
@@ -177,6 +189,7 @@ impl VolumeConfig {
                 .ok()
                 .and_then(|bytes| bytes.try_into().ok())
                 .ok_or(malformed("bad commitment"))?,
+            keys: config.keys.clone(),
             recipients: config
                 .recipients
                 .iter()
@@ -185,7 +198,7 @@ impl VolumeConfig {
                 .ok_or(malformed("bad recipient"))?,
             writable: config.format_write_min <= FORMAT_VERSION,
         };
-        if volume.recipients.is_empty() {
+        if volume.recipients.is_empty() || volume.keys.is_empty() {
             return Err(malformed("no recipients"));
         }
         Ok((config, volume))
@@ -225,6 +238,7 @@ mod tests {
             layout: Layout::new(4096, 4096).unwrap(),
             names: NameMode::Encrypted,
             commitment: [2; 32],
+            keys: vec!["local:default".into()],
             recipients: vec![Recipient {
                 key_uri: "local:default".into(),
                 key_version: "1".into(),

@@ -3,8 +3,10 @@
 
 pub mod clock;
 pub mod creds;
+pub mod daemon;
 pub mod durable;
 pub mod fd;
+pub mod mount;
 pub mod process;
 pub mod secret;
 pub mod terminal;
