@@ -52,6 +52,11 @@ pub(super) struct State {
     /// Blocks were cut off or punched out, and the file not synced since: see
     /// `before_reuse`.
     pub(super) freed: bool,
+    /// The journal has records of blocks from this one on, which were cut off.
+    pub(super) revoke_from: Option<u64>,
+    /// No entries of blocks past the end are left in the backing file: see
+    /// `clean_end`.
+    pub(super) end_clean: bool,
     /// A failure to put pending blocks in place, to be told at the next sync.
     pub(super) deferred: Option<ContentError>,
 }
@@ -83,6 +88,12 @@ impl EncryptedFile {
         writable: bool,
     ) -> Result<Arc<Self>> {
         let backing_len = backing.len()?;
+        let end = volume
+            .layout()
+            .block_count(volume.layout().plain_len(backing_len));
+        let journal = volume.journal.as_ref();
+        let revoke_from = journal.filter(|j| j.has_records_from(ino, end));
+        let revoke_from = revoke_from.map(|_| end);
         let mut identity = None;
         let mut pages = Pages::default();
         if backing_len > 0 {
@@ -109,6 +120,8 @@ impl EncryptedFile {
                 pending_since: Instant::now(),
                 last_record: 0,
                 freed: false,
+                revoke_from,
+                end_clean: backing_len == 0,
                 deferred: None,
             }),
             pages: Mutex::new(pages),

@@ -17,9 +17,11 @@
 //! 2. A journal is retired (generation 0, flushed) only after all its blocks
 //!    are in place and their files flushed; and before the other one is, so a
 //!    stale record never meets a block whose newer record is gone.
-//! 3. Blocks that are cut off or punched out revoke their records. The revoke
-//!    is durable at the latest when the file is next synced, which is when
-//!    anything may rely on what replaced them.
+//! 3. Records of blocks that were cut off or punched out are revoked, but not
+//!    before the cut or the cleared entries are durable: until then a power cut
+//!    brings the blocks back, and they may need their records. The revoke is
+//!    durable at the latest when the file is next synced, which is when anything
+//!    may rely on what replaced them.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -67,6 +69,8 @@ pub struct BlockRecord {
 struct Touched {
     file: FileId,
     backing: Arc<dyn BackingFile>,
+    /// One more than the last block with a record that is in force; 0 for none.
+    end: u64,
 }
 
 /// One of the two journal files.
@@ -133,14 +137,13 @@ impl Journal {
         page.generation = fresh_generation();
         segments[0].write_page(&page)?;
         segments[0].generation = page.generation;
+        segments[0].backing.sync(false)?;
         let other = JournalPage {
             generation: 0,
             ..page.clone()
         };
         segments[1].write_page(&other)?;
-        for segment in &segments {
-            segment.backing.sync(false)?;
-        }
+        segments[1].backing.sync(false)?;
         Ok(Arc::new(Self {
             state: Mutex::new(State {
                 segments,
@@ -184,20 +187,28 @@ impl Journal {
             record.encode(&block.ciphertext, &mut out);
         }
         state.segments[active].append(&out)?;
-        state.segments[active]
-            .touched
-            .entry(ino)
-            .and_modify(|t| t.file = file)
-            .or_insert_with(|| Touched {
-                file,
-                backing: backing.clone(),
-            });
+        let touched = state.segments[active].touched.entry(ino);
+        let touched = touched.or_insert_with(|| Touched {
+            file,
+            backing: backing.clone(),
+            end: 0,
+        });
+        touched.file = file;
+        let end = blocks.iter().map(|b| b.index + 1).max();
+        touched.end = touched.end.max(end.unwrap_or(0));
         state.sequence += blocks.len() as u64;
         state.last_append = Instant::now();
         if state.segments[active].end > SOFT {
             self.work.notify_one();
         }
         Ok(first)
+    }
+
+    /// Whether records of a file's block `first` or later ones are in force.
+    pub(super) fn has_records_from(&self, ino: u64, first: u64) -> bool {
+        let state = self.state.lock();
+        let mut touched = state.segments.iter().filter_map(|s| s.touched.get(&ino));
+        touched.any(|t| t.end > first)
     }
 
     /// Makes earlier records of blocks `first ..= last` of a file void; gives
@@ -221,6 +232,13 @@ impl Journal {
         let mut out = Vec::new();
         record.encode(&[], &mut out);
         state.segments[active].append(&out)?;
+        if last == u64::MAX {
+            for segment in &mut state.segments {
+                if let Some(touched) = segment.touched.get_mut(&ino) {
+                    touched.end = touched.end.min(first);
+                }
+            }
+        }
         state.sequence += 1;
         state.last_append = Instant::now();
         Ok(Some(record.sequence))
@@ -248,9 +266,12 @@ impl Journal {
             }
             (state.sequence - 1, dirty)
         };
-        for (i, backing) in dirty {
+        for (at, (_, backing)) in dirty.iter().enumerate() {
             if let Err(error) = backing.sync(true) {
-                self.state.lock().segments[i].dirty = true;
+                let mut state = self.state.lock();
+                for (i, _) in &dirty[at..] {
+                    state.segments[*i].dirty = true;
+                }
                 return Err(error.into());
             }
         }

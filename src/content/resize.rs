@@ -1,8 +1,10 @@
 //! Truncation, hole punching and preallocation.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use crate::format::meta::MetaPage;
 
 use super::file::{EncryptedFile, State};
 use super::{ContentError, Result};
@@ -22,6 +24,7 @@ impl EncryptedFile {
         let mut state = self.state.write();
         if size >= state.size {
             if size > state.size {
+                self.clean_end(&mut state)?;
                 self.before_reuse(&mut state)?;
                 self.unsynced.store(true, Ordering::Release);
                 state.backing.set_len(backing_len)?;
@@ -37,7 +40,7 @@ impl EncryptedFile {
         let kept = layout.block_count(size);
         self.shorten_tail(state, size)?;
         self.unsynced.store(true, Ordering::Release);
-        self.revoke(state, kept, u64::MAX)?;
+        drop_pending(state, kept, u64::MAX);
         if size > 0 {
             let (group, at) = layout.group_of(kept);
             self.clear_entries(state, group, at, usize::MAX)?;
@@ -45,6 +48,10 @@ impl EncryptedFile {
         state.backing.set_len(backing_len)?;
         state.size = size;
         state.freed = size > 0;
+        let journal = self.volume.journal.as_ref();
+        if journal.is_some_and(|j| j.has_records_from(self.ino, kept)) {
+            state.revoke_from = Some(state.revoke_from.map_or(kept, |first| first.min(kept)));
+        }
         self.pages.lock().clear();
         if size == 0 {
             // The empty file has no header; this one's id and key serve again.
@@ -153,7 +160,7 @@ impl EncryptedFile {
     fn free_blocks(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
         let layout = self.layout();
         self.unsynced.store(true, Ordering::Release);
-        self.revoke(state, first, last - 1)?;
+        drop_pending(state, first, last - 1);
         // A pending last block would have made the backing file this long.
         let backing_len = layout.backing_len(state.size).expect("of this size");
         if state.backing.len()? < backing_len {
@@ -173,6 +180,7 @@ impl EncryptedFile {
             return Ok(());
         }
         state.backing.sync(true)?;
+        self.revoke(state, first, last - 1)?;
         state.freed = true;
         let mut index = first;
         while index < last {
@@ -211,13 +219,9 @@ impl EncryptedFile {
         Ok(true)
     }
 
-    /// Forgets pending blocks `first ..= last` and makes the journal forget
-    /// them too.
+    /// Makes the journal's records of blocks `first ..= last` void. What took
+    /// the blocks away has to be durable.
     fn revoke(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
-        let gone: Vec<_> = state.pending.range(first..=last).map(|(&i, _)| i).collect();
-        for index in gone {
-            state.pending.remove(&index);
-        }
         if let Some(journal) = &self.volume.journal
             && let Some(record) = journal.revoke(self.ino, first, last)?
         {
@@ -231,11 +235,44 @@ impl EncryptedFile {
     /// disk before the host's note that the old blocks are gone, and an entry
     /// would then stand beside the wrong block. (A file cut to nothing has its
     /// pages freed as well, so old and new cannot mix.)
+    ///
+    /// Only then are records of those blocks revoked, lest they be put in place
+    /// over what comes now.
     pub(super) fn before_reuse(&self, state: &mut State) -> Result<()> {
-        if state.freed {
+        if state.freed || state.revoke_from.is_some() {
             state.backing.sync(true)?;
             state.freed = false;
         }
+        if let Some(first) = state.revoke_from {
+            self.revoke(state, first, u64::MAX)?;
+            state.revoke_from = None;
+        }
+        Ok(())
+    }
+
+    /// Clears entries past the end before the file grows over them. A power cut
+    /// leaves some where a cut reached the disk and the metadata page did not;
+    /// that page's epoch may be of a mount that ended cleanly.
+    pub(super) fn clean_end(&self, state: &mut State) -> Result<()> {
+        if state.end_clean {
+            return Ok(());
+        }
+        let layout = self.layout();
+        let (group, at) = layout.group_of(layout.block_count(state.size));
+        let mut bytes = vec![0; layout.meta_len(group)];
+        let bufs = &mut [IoSliceMut::new(&mut bytes)];
+        let n = state.backing.read_at(bufs, layout.meta_offset(group))?;
+        let stored = MetaPage::from_bytes(group, &bytes[..n]);
+        if (at..stored.entries()).any(|at| stored.get(at).is_some()) {
+            // As it is read it has none of them.
+            let page = self.page_to_change(state, group)?;
+            let bufs = &mut [IoSlice::new(page.as_bytes())];
+            state.backing.write_at(bufs, layout.meta_offset(group))?;
+            self.store_page(group, page);
+            self.unsynced.store(true, Ordering::Release);
+            state.freed = true;
+        }
+        state.end_clean = true;
         Ok(())
     }
 
@@ -260,5 +297,13 @@ impl EncryptedFile {
             self.set_size(end)?;
         }
         Ok(())
+    }
+}
+
+/// Forgets pending blocks `first ..= last`.
+fn drop_pending(state: &mut State, first: u64, last: u64) {
+    let gone: Vec<_> = state.pending.range(first..=last).map(|(&i, _)| i).collect();
+    for index in gone {
+        state.pending.remove(&index);
     }
 }

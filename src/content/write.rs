@@ -69,6 +69,9 @@ impl EncryptedFile {
         let layout = self.layout();
         let block = layout.block_size() as u64;
         let last = layout.block_of(end - 1);
+        if last >= layout.block_count(state.size) {
+            self.clean_end(state)?;
+        }
         let mut overwritten = Vec::new();
         let mut index = layout.block_of(offset);
         while index <= last {
