@@ -1,6 +1,6 @@
 //! An open encrypted file: what its handles share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -29,6 +29,9 @@ pub struct EncryptedFile {
     /// Changes were made in place that no `fdatasync` of the backing file has
     /// covered yet.
     pub(super) unsynced: AtomicBool,
+    /// Groups of which a crash left entries that fit no block, and that are
+    /// still in the backing file.
+    pub(super) settled: Mutex<BTreeSet<u64>>,
     ciphers: Mutex<[Option<(u64, Arc<BlockCipher>)>; CIPHERS]>,
 }
 
@@ -126,6 +129,7 @@ impl EncryptedFile {
             }),
             pages: Mutex::new(pages),
             unsynced: AtomicBool::new(false),
+            settled: Mutex::default(),
             ciphers: Mutex::default(),
             volume,
         }))

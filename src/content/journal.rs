@@ -394,7 +394,8 @@ impl Journal {
     }
 
     #[cfg(test)]
-    pub fn rotate_for_test(&self) {
+    /// A checkpoint that is interrupted after its first step.
+    pub(super) fn rotate_for_test(&self) {
         self.rotate().unwrap();
     }
 

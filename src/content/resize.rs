@@ -1,6 +1,7 @@
 //! Truncation, hole punching and preallocation.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,6 +49,8 @@ impl EncryptedFile {
         state.backing.set_len(backing_len)?;
         state.size = size;
         state.freed = size > 0;
+        let cut_off = |group: &u64| layout.meta_offset(*group) >= backing_len;
+        self.settled.lock().retain(|group| !cut_off(group));
         let journal = self.volume.journal.as_ref();
         if journal.is_some_and(|j| j.has_records_from(self.ino, kept)) {
             state.revoke_from = Some(state.revoke_from.map_or(kept, |first| first.min(kept)));
@@ -239,6 +242,11 @@ impl EncryptedFile {
     /// Only then are records of those blocks revoked, lest they be put in place
     /// over what comes now.
     pub(super) fn before_reuse(&self, state: &mut State) -> Result<()> {
+        let settled = self.settled.lock().clone();
+        for group in settled {
+            self.rewrite_page(state, group)?;
+            self.settled.lock().remove(&group);
+        }
         if state.freed || state.revoke_from.is_some() {
             state.backing.sync(true)?;
             state.freed = false;
@@ -246,6 +254,63 @@ impl EncryptedFile {
         if let Some(first) = state.revoke_from {
             self.revoke(state, first, u64::MAX)?;
             state.revoke_from = None;
+        }
+        Ok(())
+    }
+
+    /// Empties the storage of the holes `blocks`, if there is anything in it.
+    /// A crash, or a write that failed, can leave a block whose entry is
+    /// missing. What comes in its place is only recognised as missing if there
+    /// were zeros before.
+    pub(super) fn empty_holes(&self, state: &mut State, blocks: Range<u64>) -> Result<()> {
+        let layout = self.layout();
+        let end = blocks.end.min(layout.block_count(state.size));
+        let mut index = blocks.start;
+        while index < end {
+            let group = layout.group_of(index).0;
+            let next = end.min(layout.group_start(group) + layout.group_blocks(group));
+            let from = layout.block_offset(index);
+            let to = layout.block_offset(next - 1) + layout.block_size() as u64;
+            if state.backing.next_data(from)?.is_some_and(|at| at < to) {
+                self.empty_storage(state, from, to)?;
+            }
+            index = next;
+        }
+        Ok(())
+    }
+
+    fn empty_storage(&self, state: &mut State, from: u64, to: u64) -> Result<()> {
+        let mut bytes = vec![0; (to - from) as usize];
+        let n = state
+            .backing
+            .read_at(&mut [IoSliceMut::new(&mut bytes)], from)?;
+        if bytes.iter().all(|&b| b == 0) {
+            return Ok(());
+        }
+        self.unsynced.store(true, Ordering::Release);
+        state.freed = true;
+        match state.backing.punch(from, to - from) {
+            Err(crate::backing::Errno::OPNOTSUPP) => {
+                bytes.fill(0);
+                Ok(state
+                    .backing
+                    .write_at(&mut [IoSlice::new(&bytes[..n])], from)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Empties a file that has a length but no header, before it gets one: if
+    /// a crash left anything in it, that was sealed under a key that is lost.
+    pub(super) fn empty_all(&self, state: &mut State) -> Result<()> {
+        let len = state.backing.len()?;
+        if state.backing.next_data(0)?.is_some_and(|at| at < len) {
+            self.unsynced.store(true, Ordering::Release);
+            state.backing.set_len(0)?;
+            state.backing.set_len(len)?;
+            state.backing.sync(true)?;
+            self.pages.lock().clear();
+            self.settled.lock().clear();
         }
         Ok(())
     }
@@ -265,14 +330,21 @@ impl EncryptedFile {
         let stored = MetaPage::from_bytes(group, &bytes[..n]);
         if (at..stored.entries()).any(|at| stored.get(at).is_some()) {
             // As it is read it has none of them.
-            let page = self.page_to_change(state, group)?;
-            let bufs = &mut [IoSlice::new(page.as_bytes())];
-            state.backing.write_at(bufs, layout.meta_offset(group))?;
-            self.store_page(group, page);
-            self.unsynced.store(true, Ordering::Release);
-            state.freed = true;
+            self.rewrite_page(state, group)?;
         }
         state.end_clean = true;
+        Ok(())
+    }
+
+    /// Writes a page back without the entries that are ignored when it is read.
+    fn rewrite_page(&self, state: &mut State, group: u64) -> Result<()> {
+        state.freed = true;
+        self.unsynced.store(true, Ordering::Release);
+        let page = self.page_to_change(state, group)?;
+        let bufs = &mut [IoSlice::new(page.as_bytes())];
+        let offset = self.layout().meta_offset(group);
+        state.backing.write_at(bufs, offset)?;
+        self.store_page(group, page);
         Ok(())
     }
 

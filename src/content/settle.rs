@@ -15,7 +15,8 @@
 //! become holes again. That would also turn a block that somebody zeroed into
 //! a hole, so it is only done for pages that were last written by a mount that
 //! did not end cleanly (the page's epoch), and it is only looked at when they
-//! are first used.
+//! are first used. Before such a hole is filled, the entry has to be gone from
+//! the disk as well (`before_reuse`), or it could stand beside the new block.
 
 use std::io::IoSliceMut;
 
@@ -52,6 +53,7 @@ impl EncryptedFile {
             };
             if missing {
                 page.set(at, None);
+                self.settled.lock().insert(group);
             }
         }
         Ok(())

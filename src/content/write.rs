@@ -64,6 +64,9 @@ impl EncryptedFile {
 
     pub(super) fn write_locked(&self, state: &mut State, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset + data.len() as u64;
+        if state.identity.is_none() && state.size > 0 {
+            self.empty_all(state)?;
+        }
         let identity = state.identity_or_new(&self.volume)?;
         let size = state.size.max(end);
         let layout = self.layout();
@@ -174,6 +177,7 @@ impl EncryptedFile {
         offset: u64,
         data: &[u8],
     ) -> Result<()> {
+        self.empty_holes(state, blocks.clone())?;
         self.before_reuse(state)?;
         self.unsynced.store(true, Ordering::Release);
         RUN.with_borrow_mut(|out| {
