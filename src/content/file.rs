@@ -32,8 +32,11 @@ pub struct EncryptedFile {
     /// Groups of which a crash left entries that fit no block, and that are
     /// still in the backing file.
     pub(super) settled: Mutex<BTreeSet<u64>>,
-    ciphers: Mutex<[Option<(u64, Arc<BlockCipher>)>; CIPHERS]>,
+    ciphers: Mutex<[CachedCipher; CIPHERS]>,
 }
+
+/// A group and its cipher.
+type CachedCipher = Option<(u64, Arc<BlockCipher>)>;
 
 /// Group ciphers kept ready a file.
 const CIPHERS: usize = 8;
@@ -202,7 +205,7 @@ impl EncryptedFile {
     }
 
     /// Reports an earlier failure that no operation has reported yet.
-    pub fn take_deferred(&self) -> Result<()> {
+    fn take_deferred(&self) -> Result<()> {
         if self.state.read().deferred.is_none() {
             return Ok(());
         }

@@ -393,10 +393,15 @@ impl Journal {
         Ok(old)
     }
 
-    #[cfg(test)]
     /// A checkpoint that is interrupted after its first step.
+    #[cfg(test)]
     pub(super) fn rotate_for_test(&self) {
         self.rotate().unwrap();
+    }
+
+    /// Makes a waiting [`Self::maintain`] return now.
+    pub fn wake(&self) {
+        self.work.notify_all();
     }
 
     /// What has to be done now and then. Waits until there is something to do,

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -36,6 +37,8 @@ pub(super) struct Inode {
     pub(super) generation: u64,
     /// The directory's id, once needed.
     pub(super) dir_id: OnceLock<DirId>,
+    /// Handles through which the file may be written.
+    pub(super) writers: AtomicUsize,
 }
 
 /// What a lookup gives.
@@ -68,6 +71,7 @@ impl InodeTable {
             kind: FileKind::Directory,
             generation: 0,
             dir_id: OnceLock::new(),
+            writers: AtomicUsize::new(0),
             fd: root,
         };
         let handles = handle::of(&inode.fd).is_ok_and(|h| handle::open(&inode.fd, &h).is_ok());
@@ -182,6 +186,7 @@ impl Fs {
             kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
             generation: attr::generation(stat),
             dir_id: OnceLock::new(),
+            writers: AtomicUsize::new(0),
             fd,
         };
         let inode = self.inodes.insert(inode);

@@ -78,6 +78,15 @@ struct Handle {
     /// The file had capabilities when it was opened; the first write takes
     /// them away.
     capabilities: AtomicBool,
+    write: bool,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.write {
+            self.inode.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 /// Open handles, by number.
@@ -112,7 +121,11 @@ impl Handles {
             inode: inode.clone(),
             file,
             capabilities: AtomicBool::new(capabilities),
+            write: options.write,
         };
+        if options.write {
+            inode.writers.fetch_add(1, Ordering::AcqRel);
+        }
         self.shard(number).lock().insert(number, Arc::new(handle));
         number
     }
@@ -237,14 +250,6 @@ impl Fs {
         }
     }
 
-    /// Tells of failures that came after the writes they belong to.
-    ///
-    /// # Errors
-    /// Those failures.
-    pub fn flush(&self, handle: u64) -> Result<()> {
-        Ok(self.handles.get(handle)?.file.take_deferred()?)
-    }
-
     /// Makes an open file durable.
     ///
     /// # Errors
@@ -283,6 +288,16 @@ impl Fs {
             strip_privileges(&handle.inode)?;
         }
         Ok(())
+    }
+
+    /// Whether the kernel may hold changes of an open file that it has not
+    /// written back: only while someone has it open for writing.
+    ///
+    /// # Errors
+    /// `Stale`.
+    pub fn has_writers(&self, handle: u64) -> Result<bool> {
+        let handle = self.handles.get(handle)?;
+        Ok(handle.inode.writers.load(Ordering::Acquire) > 0)
     }
 
     /// The first offset from `offset` on that is data, or with `hole` a hole.

@@ -106,7 +106,7 @@ pub fn init(backing: &Path, ring: &KeyRing, options: InitOptions) -> Result<Volu
         layout: options.layout,
         names: options.names,
         commitment: [0; 32],
-        keys: ring.uris().into_iter().map(Into::into).collect(),
+        keys: ring.uris().map(Into::into).collect(),
         recipients: Vec::new(),
         writable: true,
     };
@@ -381,16 +381,15 @@ impl KeySource for ServiceKeys {
     }
 }
 
+type Visit<'a> = &'a mut dyn FnMut(&OwnedFd, &[u8], u64) -> std::result::Result<(), ContentError>;
+
 /// Finds backing files by walking the whole backing directory.
 struct Walk<'a>(&'a OwnedFd);
 
 impl Walk<'_> {
     /// Calls `each` with every regular file's directory, stored name and inode
     /// number.
-    fn files(
-        &self,
-        each: &mut dyn FnMut(&OwnedFd, &[u8], u64) -> std::result::Result<(), ContentError>,
-    ) -> std::result::Result<(), ContentError> {
+    fn files(&self, each: Visit<'_>) -> std::result::Result<(), ContentError> {
         let mut waiting = vec![dir::open_dir(self.0.as_fd(), b".")?];
         while let Some(directory) = waiting.pop() {
             for entry in dir::list(&directory)? {

@@ -20,6 +20,7 @@ use crate::fs::{Attr, Changes, Entry, FileKind, Fs, FsError, NewNode, OpenOption
 use crate::sys::creds::Caller;
 
 use super::errno::{errno, is_remarkable};
+use super::notices::Notices;
 use super::time;
 
 /// How long the kernel may keep what it was told: this mount is the volume's
@@ -36,15 +37,20 @@ thread_local! {
 
 pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
+    pub(super) notices: Arc<Notices>,
 }
 
 impl Adapter {
     fn failed(&self, operation: &str, ino: u64, error: &FsError) -> Errno {
-        if is_remarkable(error) {
-            log::error!("{operation} of inode {ino}: {error}");
-        }
-        errno(error)
+        failed(operation, ino, error)
     }
+}
+
+fn failed(operation: &str, ino: u64, error: &FsError) -> Errno {
+    if is_remarkable(error) {
+        log::error!("{operation} of inode {ino}: {error}");
+    }
+    errno(error)
 }
 
 /// Sends what a call gave, or its errno.
@@ -632,9 +638,18 @@ impl Filesystem for Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let result = self.fs.seek(fh.0, offset, hole);
-        answer!(self, "lseek", ino, result, reply, |at| reply
-            .offset(at as i64));
+        let fs = self.fs.clone();
+        let answer = move || match fs.seek(fh.0, offset, hole) {
+            Ok(at) => reply.offset(at as i64),
+            Err(error) => reply.error(failed("lseek", ino.0, &error)),
+        };
+        // The kernel does not write its dirty pages back before it asks, and
+        // they would look like holes.
+        if self.fs.has_writers(fh.0).unwrap_or(false) {
+            self.notices.write_back(ino.0, offset, answer);
+        } else {
+            answer();
+        }
     }
 
     fn copy_file_range(

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod errno;
+mod notices;
 pub mod options;
 pub mod session;
 mod time;

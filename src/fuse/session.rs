@@ -14,6 +14,7 @@ use crate::sys::mount::{self, FuseMount};
 
 use super::MountOptions;
 use super::adapter::Adapter;
+use super::notices::Notices;
 
 /// How often the cache and the journal are looked after.
 const TICK: Duration = Duration::from_secs(1);
@@ -81,8 +82,10 @@ impl Session {
             error,
         })?;
         let mounted = Arc::new(mounted);
+        let notices = Arc::new(Notices::default());
         let adapter = Adapter {
             fs: mounted.fs.clone(),
+            notices: notices.clone(),
         };
         // The kernel knows who may use the mount; fuser need not check again.
         let session = fuser::Session::from_fd(adapter, fd, SessionACL::All, threads())
@@ -90,6 +93,7 @@ impl Session {
                 let _ = mount::unmount(mountpoint, true);
             })
             .map_err(SessionError::Connection)?;
+        notices.start(session.notifier());
         mount::tune(mountpoint);
         Ok(Self {
             mounted,
@@ -119,6 +123,9 @@ impl Session {
         };
         let served = self.session.run().map_err(SessionError::Connection);
         ended.store(true, Ordering::Release);
+        if let Some(journal) = &self.mounted.fs.volume().journal {
+            journal.wake();
+        }
         let _ = ticker.join();
         let closed = self.mounted.close().map_err(SessionError::Close);
         log::info!("{}: unmounted", self.mountpoint.display());

@@ -219,15 +219,13 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 
 /// Tunes the kernel's side of a mount: how far it reads ahead, and how much of
 /// the page cache its dirty pages may take. Needs root; what fails is left.
+/// Does not touch the mount itself, which may not be served yet.
 pub fn tune(mountpoint: &Path) {
-    let Ok(stat) = rustix::fs::stat(mountpoint) else {
+    let mounts = mounts().unwrap_or_default();
+    let Some(mount) = mounts.iter().rfind(|m| m.mountpoint == mountpoint) else {
         return;
     };
-    let (major, minor) = (
-        rustix::fs::major(stat.st_dev),
-        rustix::fs::minor(stat.st_dev),
-    );
-    let bdi = PathBuf::from(format!("/sys/class/bdi/{major}:{minor}"));
+    let bdi = Path::new("/sys/class/bdi").join(&mount.device);
     for (name, value) in [("read_ahead_kb", "2048"), ("max_ratio", "50")] {
         if let Err(error) = std::fs::write(bdi.join(name), value) {
             log::debug!("{name}: {error}");
