@@ -212,6 +212,18 @@ impl EncryptedFile {
         self.state.write().deferred.take().map_or(Ok(()), Err)
     }
 
+    /// Runs `change` while no blocks are put in place, which puts the file's
+    /// modification time back to what it was before.
+    pub fn with_times_at_rest<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _state = self.state.write();
+        change()
+    }
+
+    /// A failure that no operation has reported yet.
+    pub(super) fn deferred(&self) -> Option<ContentError> {
+        self.state.read().deferred.clone()
+    }
+
     /// How long the oldest pending block may have been waiting.
     pub(super) fn pending_for(&self) -> Duration {
         let state = self.state.read();

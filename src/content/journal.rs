@@ -94,6 +94,8 @@ struct State {
     sequence: u64,
     page: JournalPage,
     last_append: Instant,
+    /// Why the last checkpoint failed, until one succeeds.
+    failed: Option<ContentError>,
 }
 
 /// The journal of a mounted volume.
@@ -151,6 +153,7 @@ impl Journal {
                 sequence: 1,
                 page,
                 last_append: Instant::now(),
+                failed: None,
             }),
             durable: AtomicU64::new(0),
             flushing: Mutex::new(()),
@@ -286,12 +289,19 @@ impl Journal {
 
     /// Waits while the journal is so long that it must be checkpointed first.
     /// Not to be called with a file locked.
-    pub(super) fn wait_for_room(&self) {
+    ///
+    /// # Errors
+    /// Why it can't be: the storage of some file refuses what was written to it.
+    pub(super) fn wait_for_room(&self) -> Result<()> {
         let mut state = self.state.lock();
         while state.segments[state.active].end > HARD {
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
             let timeout = Duration::from_secs(1);
             self.room.wait_for(&mut state, timeout);
         }
+        Ok(())
     }
 
     /// Makes every overwrite durable and puts it in place; gives the newest
@@ -300,6 +310,13 @@ impl Journal {
     /// # Errors
     /// Those of the flush.
     pub fn commit(&self) -> Result<u64> {
+        // A checkpoint must not retire records whose blocks are in the hands of
+        // another commit.
+        let _turn = self.checkpointing.lock();
+        self.commit_in_turn()
+    }
+
+    fn commit_in_turn(&self) -> Result<u64> {
         let newest = self.state.lock().sequence - 1;
         self.flush(newest)?;
         let files: Vec<_> = self.pending.lock().drain().collect();
@@ -325,14 +342,12 @@ impl Journal {
     pub fn checkpoint(&self) -> Result<()> {
         let _turn = self.checkpointing.lock();
         let old = self.rotate()?;
-        let newest = self.commit()?;
+        let newest = self.commit_in_turn()?;
         // A file whose blocks could not be put in place keeps the journal.
-        if self
-            .pending_files()
-            .iter()
-            .any(|f| f.oldest_pending() <= Some(newest) && f.oldest_pending().is_some())
-        {
-            return Err(ContentError::Backing(Errno::IO));
+        for file in self.pending_files() {
+            if file.oldest_pending().is_some_and(|oldest| oldest <= newest) {
+                return Err(file.deferred().unwrap_or(Errno::IO.into()));
+            }
         }
         let files: Vec<_> = {
             let state = self.state.lock();
@@ -421,7 +436,10 @@ impl Journal {
             (state.last_append.elapsed(), long, any)
         };
         let result = if long || (any && idle > IDLE) {
-            self.checkpoint()
+            let result = self.checkpoint();
+            self.state.lock().failed = result.clone().err();
+            self.room.notify_all();
+            result
         } else {
             self.commit_if_old()
         };

@@ -71,7 +71,7 @@ pub fn replay(
     let mut newest = [None; 2];
     for (journal, newest) in journals.iter().zip(&mut newest) {
         let bytes = read_all(journal.as_ref())?;
-        let Some(page) = JournalPage::decode(&bytes, sha256).filter(|p| p.volume == volume) else {
+        let Some(page) = JournalPage::decode(&bytes, sha256)?.filter(|p| p.volume == volume) else {
             continue;
         };
         recovered.epoch = recovered.epoch.max(page.epoch);

@@ -20,7 +20,7 @@ impl EncryptedFile {
         let backing_len = self.layout().backing_len(size);
         let backing_len = backing_len.ok_or(ContentError::TooLarge)?;
         if let Some(journal) = &self.volume.journal {
-            journal.wait_for_room();
+            journal.wait_for_room()?;
         }
         let mut state = self.state.write();
         if size >= state.size {
@@ -106,7 +106,7 @@ impl EncryptedFile {
             return Err(ContentError::TooLarge);
         };
         if let Some(journal) = &self.volume.journal {
-            journal.wait_for_room();
+            journal.wait_for_room()?;
         }
         {
             let mut state = self.state.write();

@@ -5,9 +5,10 @@
 //! on the disk, either may be missing:
 //!
 //! * the entry is missing: the block is a hole, as before;
-//! * the block is missing, so its bytes are zeros or past the end of the file,
-//!   and the entry makes no sense. (Zeros can be a true ciphertext, of a block
-//!   of one byte in one case of 256: only what does not authenticate is missing.)
+//! * the block is missing, or one of its pages is, so there are zeros or the end
+//!   of the file, and the entry makes no sense. (Zeros can be a true ciphertext,
+//!   of a block of one byte in one case of 256: only what does not authenticate
+//!   is missing.)
 //!
 //! * the header is missing: then nothing of the file was ever synced.
 //!
@@ -24,6 +25,9 @@ use crate::format::meta::MetaPage;
 
 use super::Result;
 use super::file::{EncryptedFile, State, seal_of};
+
+/// What the host writes at once.
+const HOST_PAGE: usize = 4096;
 
 impl EncryptedFile {
     /// Makes holes of the entries in `page` whose blocks never reached the disk.
@@ -44,7 +48,8 @@ impl EncryptedFile {
                     let bufs = &mut [IoSliceMut::new(block)];
                     let read = state.backing.read_at(bufs, layout.block_offset(index))?;
                     block[read..].fill(0);
-                    block.iter().all(|&b| b == 0) && {
+                    let empty = |page: &[u8]| page.iter().all(|&b| b == 0);
+                    block.chunks(HOST_PAGE).any(empty) && {
                         let cipher = self.cipher(identity, group);
                         cipher.open(index, &seal_of(&entry), block).is_err()
                     }

@@ -262,12 +262,14 @@ proptest! {
     /// readable; every block not touched since the last sync has its content.
     #[test]
     fn survives_power_cuts(
+        big_blocks: bool,
         rounds in proptest::collection::vec(proptest::collection::vec(op(600_000), 1..15), 1..4),
         picks in proptest::collection::vec(any::<u16>(), 997),
     ) {
+        let block_size = if big_blocks { 16384 } else { 4096 };
         let mut picks = picks.iter().cycle();
         let mut pick = |n: usize| usize::from(*picks.next().unwrap()) % n;
-        let mut disk = Disk::new(4096);
+        let mut disk = Disk::new(block_size as u32);
         let mut model: Vec<u8> = Vec::new();
         for ops in &rounds {
             let mut file = disk.mount();
@@ -286,11 +288,11 @@ proptest! {
                         resized = false;
                     }
                     Op::Write { at, len, .. } | Op::Punch { at, len } => {
-                        touched.extend(*at as usize / 4096..=(at + len) as usize / 4096);
+                        touched.extend(*at as usize / block_size..=(at + len) as usize / block_size);
                     }
                     Op::SetSize(size) => {
-                        let from = before.min(*size as usize) / 4096;
-                        touched.extend(from..=before.max(*size as usize) / 4096);
+                        let from = before.min(*size as usize) / block_size;
+                        touched.extend(from..=before.max(*size as usize) / block_size);
                     }
                     Op::Commit | Op::Checkpoint => {}
                 }
@@ -307,9 +309,9 @@ proptest! {
             if !resized {
                 prop_assert_eq!(content.len(), synced.len());
             }
-            for (i, block) in synced.chunks(4096).enumerate() {
+            for (i, block) in synced.chunks(block_size).enumerate() {
                 if !touched.contains(&i) {
-                    prop_assert!(&content[i * 4096..][..block.len()] == block, "block {}", i);
+                    prop_assert!(&content[i * block_size..][..block.len()] == block, "block {}", i);
                 }
             }
             model = content;

@@ -38,7 +38,7 @@ impl EncryptedFile {
             return Ok(());
         }
         if let Some(journal) = &self.volume.journal {
-            journal.wait_for_room();
+            journal.wait_for_room()?;
         }
         let pending = {
             let mut state = self.state.write();
