@@ -96,6 +96,8 @@ struct State {
     last_append: Instant,
     /// Why the last checkpoint failed, until one succeeds.
     failed: Option<ContentError>,
+    /// Nothing is recorded any more.
+    closed: bool,
 }
 
 /// The journal of a mounted volume.
@@ -154,6 +156,7 @@ impl Journal {
                 page,
                 last_append: Instant::now(),
                 failed: None,
+                closed: false,
             }),
             durable: AtomicU64::new(0),
             flushing: Mutex::new(()),
@@ -174,6 +177,9 @@ impl Journal {
         blocks: &[BlockRecord],
     ) -> Result<u64> {
         let mut state = self.state.lock();
+        if state.closed {
+            return Err(ContentError::Backing(Errno::SHUTDOWN));
+        }
         let first = state.sequence;
         let active = state.active;
         let mut out = Vec::with_capacity(blocks.iter().map(|b| b.ciphertext.len() + 96).sum());
@@ -462,6 +468,9 @@ impl Journal {
     /// # Errors
     /// Those of the flushes; the epoch then counts as unclean.
     pub fn close(&self, sync_all: impl FnOnce() -> Result<()>) -> Result<()> {
+        if std::mem::replace(&mut self.state.lock().closed, true) {
+            return Ok(());
+        }
         self.checkpoint()?;
         // The other one too, in case its checkpoint had failed before.
         self.checkpoint()?;

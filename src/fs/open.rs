@@ -275,11 +275,11 @@ impl Fs {
         drop(self.handles.remove(handle));
     }
 
-    /// Makes an open file durable.
+    /// Makes an open file durable; says whether the storage it takes has changed.
     ///
     /// # Errors
     /// `Stale`, those of the host.
-    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
+    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<bool> {
         Ok(self.handles.get(handle)?.file.sync(data_only)?)
     }
 
