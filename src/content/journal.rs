@@ -67,7 +67,6 @@ pub struct BlockRecord {
 
 /// A file that has records in a journal.
 struct Touched {
-    file: FileId,
     backing: Arc<dyn BackingFile>,
     /// One more than the last block with a record that is in force; 0 for none.
     end: u64,
@@ -198,11 +197,9 @@ impl Journal {
         state.segments[active].append(&out)?;
         let touched = state.segments[active].touched.entry(ino);
         let touched = touched.or_insert_with(|| Touched {
-            file,
             backing: backing.clone(),
             end: 0,
         });
-        touched.file = file;
         let end = blocks.iter().map(|b| b.index + 1).max();
         touched.end = touched.end.max(end.unwrap_or(0));
         state.sequence += blocks.len() as u64;
@@ -222,12 +219,17 @@ impl Journal {
 
     /// Makes earlier records of blocks `first ..= last` of a file void; gives
     /// the record's number if there are any such records.
-    pub(super) fn revoke(&self, ino: u64, first: u64, last: u64) -> Result<Option<u64>> {
+    pub(super) fn revoke(
+        &self,
+        ino: u64,
+        file: FileId,
+        first: u64,
+        last: u64,
+    ) -> Result<Option<u64>> {
         let mut state = self.state.lock();
-        let touched = state.segments.iter().find_map(|s| s.touched.get(&ino));
-        let Some(file) = touched.map(|t| t.file) else {
+        if !state.segments.iter().any(|s| s.touched.contains_key(&ino)) {
             return Ok(None);
-        };
+        }
         let active = state.active;
         let record = Record {
             generation: state.segments[active].generation,

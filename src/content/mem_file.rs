@@ -76,7 +76,7 @@ impl MemFile {
         let mut disk = vec![0; len.next_multiple_of(PAGE)];
         for (page, out) in disk.chunks_mut(PAGE).enumerate() {
             let freed = mem.events.iter().enumerate().filter(|(_, e)| e.frees(page));
-            let before = freed.clone().filter(|(i, _)| *i < committed).next_back();
+            let before = freed.clone().rfind(|(i, _)| *i < committed);
             let after = freed.clone().find(|(i, _)| *i >= committed);
             let from = before.map_or(0, |(i, _)| i + 1);
             let to = after.map_or(mem.events.len(), |(i, _)| i);

@@ -225,8 +225,10 @@ impl EncryptedFile {
     /// Makes the journal's records of blocks `first ..= last` void. What took
     /// the blocks away has to be durable.
     fn revoke(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
+        // Records of an identity the file has no more are void by that.
         if let Some(journal) = &self.volume.journal
-            && let Some(record) = journal.revoke(self.ino, first, last)?
+            && let Some(file) = state.identity.as_ref().map(|i| i.header.file)
+            && let Some(record) = journal.revoke(self.ino, file, first, last)?
         {
             state.last_record = record;
         }
