@@ -20,10 +20,10 @@
 
 use crate::types::{FileId, VolumeId};
 
-use super::FORMAT_VERSION;
 use super::header::Sha256;
 use super::meta::{ENTRY, Entry};
 use super::wire::Reader;
+use super::{FORMAT_VERSION, FormatError};
 
 const MAGIC: &[u8; 8] = b"KMSFSJNL";
 /// Bytes of the page at the start of a journal file.
@@ -71,20 +71,32 @@ impl JournalPage {
         out
     }
 
-    /// `None` if the page is not intact.
-    pub fn decode(bytes: &[u8], sha256: Sha256) -> Option<Self> {
-        let (body, sum) = bytes.get(..PAGE)?.split_at(PAGE - 16);
+    /// `Ok(None)` if the page is not intact.
+    ///
+    /// # Errors
+    /// `TooNew`: what a later version left there must not be written over.
+    pub fn decode(bytes: &[u8], sha256: Sha256) -> Result<Option<Self>, FormatError> {
+        let Some((body, sum)) = bytes.get(..PAGE).map(|page| page.split_at(PAGE - 16)) else {
+            return Ok(None);
+        };
         if !body.starts_with(MAGIC) || sum != &sha256(body)[..16] {
-            return None;
+            return Ok(None);
         }
         let mut r = Reader(&body[8..]);
-        let (needs, _writer) = (r.u16()?, r.u16()?);
+        match r.u16() {
+            Some(needs) if needs > FORMAT_VERSION => Err(FormatError::TooNew { needs }),
+            _ => Ok(Self::decode_body(&mut r)),
+        }
+    }
+
+    fn decode_body(r: &mut Reader<'_>) -> Option<Self> {
+        let _writer = r.u16()?;
         let epoch = r.u32()?;
         let volume = VolumeId(r.array()?);
         let (generation, root_ino) = (r.u64()?, r.u64()?);
         let count = usize::from(r.u16()?);
         let unclean = (0..count).map(|_| r.u32()).collect::<Option<_>>()?;
-        (needs <= FORMAT_VERSION).then_some(Self {
+        Some(Self {
             volume,
             generation,
             epoch,
@@ -207,9 +219,15 @@ mod tests {
         };
         let mut bytes = page.encode(sha256);
         assert_eq!(bytes.len(), PAGE);
-        assert_eq!(JournalPage::decode(&bytes, sha256), Some(page));
+        assert_eq!(JournalPage::decode(&bytes, sha256), Ok(Some(page)));
         bytes[50] ^= 1;
-        assert_eq!(JournalPage::decode(&bytes, sha256), None);
+        assert_eq!(JournalPage::decode(&bytes, sha256), Ok(None));
+        bytes[50] ^= 1;
+        bytes[8] = 2;
+        let sum = sha256(&bytes[..PAGE - 16]);
+        bytes[PAGE - 16..].copy_from_slice(&sum[..16]);
+        let later = JournalPage::decode(&bytes, sha256);
+        assert_eq!(later, Err(FormatError::TooNew { needs: 2 }));
     }
 
     #[test]

@@ -26,7 +26,42 @@ pub struct OpenOptions {
 }
 
 /// The files that are open, by inode number of the backing file.
-pub(super) struct OpenFiles(Vec<Mutex<HashMap<u64, Weak<EncryptedFile>>>>);
+pub(super) struct OpenFiles(Vec<Mutex<Shard>>);
+
+#[derive(Default)]
+struct Shard {
+    slots: HashMap<u64, Arc<Slot>>,
+    /// Number of slots at which those of closed files are dropped.
+    most: usize,
+}
+
+#[derive(Default)]
+struct Slot {
+    file: Mutex<Weak<EncryptedFile>>,
+    /// Held while the file is opened. Were two to do that at once, the one
+    /// could write to it and close it while the other has read its head and is
+    /// about to go on with that.
+    opening: Mutex<()>,
+}
+
+impl Slot {
+    fn get(&self) -> Option<Arc<EncryptedFile>> {
+        self.file.lock().upgrade()
+    }
+}
+
+impl Shard {
+    fn slot(&mut self, host_ino: u64) -> Arc<Slot> {
+        if self.slots.len() >= self.most {
+            // Nobody has the file, and nobody is about to open it: slots are
+            // only handed out under this shard's lock.
+            self.slots
+                .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.get().is_some());
+            self.most = (2 * self.slots.len()).max(64);
+        }
+        self.slots.entry(host_ino).or_default().clone()
+    }
+}
 
 impl Default for OpenFiles {
     fn default() -> Self {
@@ -35,40 +70,34 @@ impl Default for OpenFiles {
 }
 
 impl OpenFiles {
-    fn shard(&self, host_ino: u64) -> &Mutex<HashMap<u64, Weak<EncryptedFile>>> {
+    fn shard(&self, host_ino: u64) -> &Mutex<Shard> {
         &self.0[host_ino as usize % SHARDS]
     }
 
     /// The file if it is open, or its last changes are not in place yet.
     pub(super) fn get(&self, host_ino: u64) -> Option<Arc<EncryptedFile>> {
-        self.shard(host_ino).lock().get(&host_ino)?.upgrade()
+        let slot = self.shard(host_ino).lock().slots.get(&host_ino)?.clone();
+        slot.get()
     }
 
-    /// The open file, or the one that `open` gives. `open` runs without a lock:
-    /// it may wait for a key.
+    /// The open file, or the one that `open` gives. `open` may wait for a key;
+    /// meanwhile only others who open this file wait.
     pub(super) fn get_or_open(
         &self,
         host_ino: u64,
         open: impl FnOnce() -> crate::content::Result<Arc<EncryptedFile>>,
     ) -> Result<Arc<EncryptedFile>> {
-        if let Some(file) = self.get(host_ino) {
+        let slot = self.shard(host_ino).lock().slot(host_ino);
+        if let Some(file) = slot.get() {
+            return Ok(file);
+        }
+        let _turn = slot.opening.lock();
+        if let Some(file) = slot.get() {
             return Ok(file);
         }
         let opened = open()?;
-        let mut shard = self.shard(host_ino).lock();
-        if let Some(file) = shard.get(&host_ino).and_then(Weak::upgrade) {
-            return Ok(file);
-        }
-        shard.insert(host_ino, Arc::downgrade(&opened));
+        *slot.file.lock() = Arc::downgrade(&opened);
         Ok(opened)
-    }
-
-    /// Drops the record of a file that nobody has open any more.
-    fn tidy(&self, host_ino: u64) {
-        let mut shard = self.shard(host_ino).lock();
-        if shard.get(&host_ino).is_some_and(|f| f.strong_count() == 0) {
-            shard.remove(&host_ino);
-        }
     }
 }
 
@@ -244,11 +273,7 @@ impl Fs {
 
     /// Closes a handle.
     pub fn release(&self, handle: u64) {
-        if let Some(handle) = self.handles.remove(handle) {
-            let host_ino = handle.inode.host_ino;
-            drop(handle);
-            self.files.tidy(host_ino);
-        }
+        drop(self.handles.remove(handle));
     }
 
     /// Makes an open file durable; says whether the storage it takes has changed.

@@ -59,7 +59,11 @@ impl Fs {
                 last_access: timespec(changes.atime),
                 last_modification: timespec(changes.mtime),
             };
-            dir::set_times(inode.fd()?, &times)?;
+            let set = || dir::set_times(inode.fd()?, &times);
+            match self.files.get(inode.host_ino) {
+                Some(file) => file.with_times_at_rest(set)?,
+                None => set()?,
+            }
         }
         self.attr(&inode).map(|attr| entry(&inode, attr))
     }

@@ -275,6 +275,8 @@ impl Found {
                 Err(error) => return Err(self.host_error(error)),
             }
         }
+        // Their names have to outlive a crash as much as what is in them.
+        dir::sync_dir(&self.root, false).map_err(|e| self.host_error(e))?;
         let files: [Arc<dyn BackingFile>; 2] = files.try_into().ok().expect("two names");
         let mut finder = Walk(&self.root);
         let (id, layout) = (self.volume.id, self.volume.layout);
@@ -310,7 +312,8 @@ impl Found {
             let mut bytes = vec![0; crate::format::journal::PAGE];
             fd.read_at(&mut [std::io::IoSliceMut::new(&mut bytes)], 0)
                 .map_err(|e| self.host_error(e))?;
-            if let Some(page) = JournalPage::decode(&bytes, crate::crypto::sha256) {
+            let page = JournalPage::decode(&bytes, crate::crypto::sha256);
+            if let Some(page) = page.map_err(ContentError::from)? {
                 if page.generation != 0 {
                     return Err(OpenError::NeedsRecovery);
                 }
@@ -402,7 +405,8 @@ impl Walk<'_> {
                 }
                 match kind {
                     dir::FileType::Directory => {
-                        waiting.push(dir::open_dir(&directory, name)?);
+                        let open = || dir::open_dir(&directory, name);
+                        waiting.push(with_access(&directory, name, 0o700, open)?);
                     }
                     dir::FileType::RegularFile => each(&directory, name, entry.ino)?,
                     _ => {}
@@ -410,6 +414,33 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+}
+
+fn open_file(directory: &OwnedFd, name: &[u8]) -> crate::backing::Result<OwnedFd> {
+    with_access(directory, name, 0o600, || {
+        dir::open_file(directory, name, true)
+    })
+}
+
+/// Opens something that its owner may have closed to itself, on a mount that
+/// runs as that owner: what waits in the journal has to be written all the same.
+fn with_access(
+    directory: &OwnedFd,
+    name: &[u8],
+    bits: u32,
+    open: impl Fn() -> crate::backing::Result<OwnedFd>,
+) -> crate::backing::Result<OwnedFd> {
+    match open() {
+        Err(Errno::ACCESS) => {
+            let path = dir::open_path(directory, name)?;
+            let mode = u32::from(dir::stat(&path)?.stx_mode);
+            dir::chmod(&path, mode | bits)?;
+            let opened = open();
+            dir::chmod(&path, mode)?;
+            opened
+        }
+        other => other,
     }
 }
 
@@ -421,7 +452,7 @@ impl Finder for Walk<'_> {
         let mut found: HashMap<u64, Arc<dyn BackingFile>> = HashMap::new();
         self.files(&mut |directory, name, ino| {
             if inodes.contains(&ino) && !found.contains_key(&ino) {
-                let fd = dir::open_file(directory, name, true)?;
+                let fd = open_file(directory, name)?;
                 found.insert(ino, Arc::new(HostFile::new(fd)));
             }
             Ok(())
@@ -433,11 +464,9 @@ impl Finder for Walk<'_> {
         &mut self,
         each: &mut dyn FnMut(Arc<dyn BackingFile>) -> crate::content::Result<()>,
     ) -> crate::content::Result<()> {
+        // kmsfs's own files are among them, and have no header.
         self.files(&mut |directory, name, _| {
-            if name.starts_with(super::names::OWN) {
-                return Ok(());
-            }
-            let fd = dir::open_file(directory, name, true)?;
+            let fd = open_file(directory, name)?;
             each(Arc::new(HostFile::new(fd)))
         })
     }
