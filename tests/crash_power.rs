@@ -7,7 +7,8 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::load::{self, Crash, Writer};
@@ -119,8 +120,8 @@ fn a_volume_survives_a_cut_right_after_init() {
         };
         machine.cut(how);
         machine.power_on();
-        std::fs::write(machine.path().join("f"), b"works").unwrap();
-        assert_eq!(std::fs::read(machine.path().join("f")).unwrap(), b"works");
+        fs::write(machine.path().join("f"), b"works").unwrap();
+        assert_eq!(fs::read(machine.path().join("f")).unwrap(), b"works");
     }
 }
 
@@ -132,26 +133,95 @@ fn the_first_synced_file_and_directory_survive() {
         };
         let root = machine.path();
         for dir in ["d", "d/e", "d/e/f"] {
-            std::fs::create_dir(root.join(dir)).unwrap();
+            fs::create_dir(root.join(dir)).unwrap();
         }
         common::write_synced(&root.join("d/e/f/file"), b"deep and synced");
         common::write_synced(&root.join("l".repeat(255)), b"long and synced");
         for dir in ["d/e/f", "d/e", "d", "."] {
-            std::fs::File::open(root.join(dir))
-                .unwrap()
-                .sync_all()
-                .unwrap();
+            File::open(root.join(dir)).unwrap().sync_all().unwrap();
         }
         machine.cut(how);
         machine.power_on();
         assert_eq!(
-            std::fs::read(root.join("d/e/f/file")).unwrap(),
+            fs::read(root.join("d/e/f/file")).unwrap(),
             b"deep and synced"
         );
         assert_eq!(
-            std::fs::read(root.join("l".repeat(255))).unwrap(),
+            fs::read(root.join("l".repeat(255))).unwrap(),
             b"long and synced"
         );
         load::read_everything(&root).unwrap();
     }
+}
+
+/// Overwrites a synced file, syncs that, does `act` to it without a sync, and
+/// has somebody else's fsync make durable whatever the two share. After the cut
+/// each block is the second version or gone: the first one was synced over.
+fn what_was_synced_over_stays_away(act: fn(&File, &Path)) {
+    use std::os::unix::fs::FileExt;
+    let Some(mut machine) = Machine::new() else {
+        return;
+    };
+    let (path, other) = (machine.path().join("f"), machine.path().join("other"));
+    let (first, second) = (common::noise(1, 65_536), common::noise(2, 65_536));
+    common::write_synced(&path, &first);
+    common::write_synced(&other, &first);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.write_all_at(&second, 0).unwrap();
+    file.sync_all().unwrap();
+    act(&file, &path);
+    let neighbour = File::options().write(true).open(&other).unwrap();
+    neighbour.write_all_at(&second, 0).unwrap();
+    neighbour.sync_data().unwrap();
+    drop((file, neighbour));
+    machine.cut(Cut::LogLost);
+    machine.power_on();
+    assert!(fs::read(&other).unwrap() == second, "the neighbour");
+    let Ok(found) = fs::read(&path) else {
+        assert!(!path.exists(), "there, but not readable");
+        return;
+    };
+    assert!(found.len() <= second.len());
+    for (index, block) in found.chunks(4096).enumerate() {
+        let range = index * 4096..index * 4096 + block.len();
+        let mut pairs = block.iter().zip(&second[range.clone()]);
+        let fine = pairs.all(|(found, new)| found == new || *found == 0);
+        let old = block == &first[range];
+        assert!(
+            fine,
+            "block {index} of {} bytes is neither; the first version: {old}",
+            found.len()
+        );
+    }
+}
+
+#[test]
+fn an_unsynced_truncation_to_nothing_uncovers_nothing_older() {
+    what_was_synced_over_stays_away(|file, _| file.set_len(0).unwrap());
+}
+
+#[test]
+fn an_unsynced_truncation_uncovers_nothing_older() {
+    what_was_synced_over_stays_away(|file, _| file.set_len(10_000).unwrap());
+}
+
+#[test]
+fn an_unsynced_hole_uncovers_nothing_older() {
+    use rustix::fs::{FallocateFlags, fallocate};
+    what_was_synced_over_stays_away(|file, _| {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(file, mode, 0, 60_000).unwrap();
+    });
+}
+
+#[test]
+fn an_unsynced_unlink_uncovers_nothing_older() {
+    what_was_synced_over_stays_away(|_, path| fs::remove_file(path).unwrap());
+}
+
+#[test]
+fn an_unsynced_overwrite_uncovers_nothing_older() {
+    use std::os::unix::fs::FileExt;
+    // Zeroes, which count as gone.
+    what_was_synced_over_stays_away(|file, _| file.write_all_at(&[0; 65_536], 0).unwrap());
 }
