@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use common::loopfs::{Cut, LoopFs};
 use common::{Mount, Options, is_plain, is_root, noise, skip, sys};
@@ -94,7 +95,13 @@ fn a_full_disk_is_told_and_harms_nothing() {
     )
     .unwrap();
     fs::remove_file(mount.join("large")).unwrap();
-    // And so does everything once there is space.
+    // And so does everything once there is space. The kernel tells the daemon
+    // that it forgot the file only after unlink has returned.
+    let free = || rustix::fs::statvfs(mount.path()).unwrap().f_bavail;
+    assert!(
+        common::eventually(Duration::from_secs(10), || free() > 4096),
+        "no space was freed"
+    );
     fs::write(mount.join("after"), noise(7, 1 << 20)).unwrap();
     File::open(mount.join("after")).unwrap().sync_all().unwrap();
     mount.remount();
@@ -162,6 +169,16 @@ fn entries_that_find_no_space_leave_nothing_half_made() {
         }
     });
     assert_eq!(errno(&full.expect("the inodes run out")), libc::ENOSPC);
+    // A directory may have found no room where a file still does.
+    for i in 200..300 {
+        match File::create(mount.join(i.to_string())) {
+            Ok(_) => made.push(i),
+            Err(error) => {
+                assert_eq!(errno(&error), libc::ENOSPC);
+                break;
+            }
+        }
+    }
     for what in ["file", &"long name ".repeat(25)] {
         assert_eq!(
             errno(&File::create(mount.join(what)).unwrap_err()),

@@ -31,7 +31,7 @@ fn volume() -> Option<Volume> {
     }
     let volume = Volume::bare(None).owned_by(USER);
     // Test binaries may lie where only root can reach them.
-    let reachable = volume.kmsfs().arg("--version").output();
+    let reachable = volume.kmsfs().arg("version").output();
     if !reachable.is_ok_and(|output| output.status.success()) {
         skip("the user can't reach the kmsfs binary");
         return None;

@@ -155,12 +155,12 @@ impl EncryptedFile {
     }
 
     /// Makes all earlier changes durable, or with `data_only` all but times
-    /// and modes.
+    /// and modes. Says whether the storage that the file takes has changed.
     ///
     /// # Errors
     /// Those of the backing storage, including earlier ones that no operation
     /// has reported.
-    pub fn sync(&self, data_only: bool) -> Result<()> {
+    pub fn sync(&self, data_only: bool) -> Result<bool> {
         let (backing, record, pending) = {
             let state = self.state.read();
             let pending = !state.pending.is_empty();
@@ -184,7 +184,8 @@ impl EncryptedFile {
         if pending {
             self.apply(record);
         }
-        self.take_deferred()
+        self.take_deferred()?;
+        Ok(unsynced)
     }
 
     /// Reports an earlier failure that no operation has reported yet.

@@ -90,6 +90,8 @@ struct State {
     sequence: u64,
     page: JournalPage,
     last_append: Instant,
+    /// Nothing is recorded any more.
+    closed: bool,
 }
 
 /// The journal of a mounted volume.
@@ -148,6 +150,7 @@ impl Journal {
                 sequence: 1,
                 page,
                 last_append: Instant::now(),
+                closed: false,
             }),
             durable: AtomicU64::new(0),
             flushing: Mutex::new(()),
@@ -168,6 +171,9 @@ impl Journal {
         blocks: &[BlockRecord],
     ) -> Result<u64> {
         let mut state = self.state.lock();
+        if state.closed {
+            return Err(ContentError::Backing(Errno::SHUTDOWN));
+        }
         let first = state.sequence;
         let active = state.active;
         let mut out = Vec::with_capacity(blocks.iter().map(|b| b.ciphertext.len() + 96).sum());
@@ -417,6 +423,9 @@ impl Journal {
     /// # Errors
     /// Those of the flushes; the epoch then counts as unclean.
     pub fn close(&self, sync_all: impl FnOnce() -> Result<()>) -> Result<()> {
+        if std::mem::replace(&mut self.state.lock().closed, true) {
+            return Ok(());
+        }
         self.checkpoint()?;
         // The other one too, in case its checkpoint had failed before.
         self.checkpoint()?;

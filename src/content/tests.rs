@@ -332,7 +332,7 @@ fn apply_to_file(disk: &Disk, file: Arc<EncryptedFile>, op: &Op) -> Arc<Encrypte
         }
         Op::SetSize(size) => file.set_size(size.into()).unwrap(),
         Op::Punch { at, len } => file.punch(at.into(), len.into(), true).unwrap(),
-        Op::Sync => file.sync(true).unwrap(),
+        Op::Sync => drop(file.sync(true).unwrap()),
         Op::Commit => drop(journal.commit().unwrap()),
         Op::Checkpoint => journal.checkpoint().unwrap(),
         Op::Remount => {

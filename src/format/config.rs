@@ -106,8 +106,10 @@ impl Volume {
         FileId(self.id.0)
     }
 
-    /// The fields that never change, as the commitment covers them.
-    pub fn immutable_fields(&self) -> Vec<u8> {
+    /// The fields that the commitment covers: those that never change, and the
+    /// keys that new files are wrapped for, which nobody may add to but who has
+    /// the volume key.
+    pub fn committed_fields(&self) -> Vec<u8> {
         let mut out = self.id.0.to_vec();
         out.extend_from_slice(&self.suite.to_le_bytes());
         out.extend_from_slice(&(self.layout.block_size() as u32).to_le_bytes());
@@ -117,6 +119,11 @@ impl Volume {
             NameMode::Deterministic => 1,
             NameMode::Plain => 2,
         });
+        out.extend_from_slice(&(self.keys.len() as u32).to_le_bytes());
+        for uri in &self.keys {
+            out.extend_from_slice(&(uri.len() as u32).to_le_bytes());
+            out.extend_from_slice(uri.as_bytes());
+        }
         out
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -36,6 +37,8 @@ pub(super) struct Inode {
     pub(super) generation: u64,
     /// The directory's id, once needed.
     pub(super) dir_id: OnceLock<DirId>,
+    /// Handles through which the file may be written.
+    pub(super) writers: AtomicUsize,
 }
 
 /// What a lookup gives.
@@ -45,6 +48,9 @@ pub struct Entry {
     pub attr: Attr,
     /// Tells inodes apart that had the same number at different times.
     pub generation: u64,
+    /// Someone has it open for writing, so what it takes on the disk changes
+    /// without the kernel noticing.
+    pub busy: bool,
 }
 
 struct Known {
@@ -56,7 +62,14 @@ pub(super) struct InodeTable {
     root: Arc<Inode>,
     device: (u32, u32),
     shards: Vec<Mutex<HashMap<u64, Known>>>,
-    forgotten: Option<Mutex<LruCache<u64, handle::FileHandle>>>,
+    forgotten: Option<Forgotten>,
+}
+
+/// Inodes that were forgotten, by their handles; and a descriptor of the
+/// backing filesystem, to open those (not `O_PATH`: the call refuses that).
+struct Forgotten {
+    filesystem: OwnedFd,
+    handles: Mutex<LruCache<u64, handle::FileHandle>>,
 }
 
 impl InodeTable {
@@ -68,15 +81,21 @@ impl InodeTable {
             kind: FileKind::Directory,
             generation: 0,
             dir_id: OnceLock::new(),
+            writers: AtomicUsize::new(0),
             fd: root,
         };
-        let handles = handle::of(&inode.fd).is_ok_and(|h| handle::open(&inode.fd, &h).is_ok());
+        let filesystem = dir::open_dir(&inode.fd, b".")?;
+        let handle = handle::of(&inode.fd);
+        let usable = handle.is_ok_and(|h| handle::open(&filesystem, &h).is_ok());
         let remembered = std::num::NonZero::new(REMEMBERED).expect("not zero");
         Ok(Self {
             root: Arc::new(inode),
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            forgotten: handles.then(|| Mutex::new(LruCache::new(remembered))),
+            forgotten: usable.then(|| Forgotten {
+                filesystem,
+                handles: Mutex::new(LruCache::new(remembered)),
+            }),
         })
     }
 
@@ -182,6 +201,7 @@ impl Fs {
             kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
             generation: attr::generation(stat),
             dir_id: OnceLock::new(),
+            writers: AtomicUsize::new(0),
             fd,
         };
         let inode = self.inodes.insert(inode);
@@ -208,8 +228,9 @@ impl Fs {
             return self.attr_of(&inode, &stat).map(|attr| entry(&inode, attr));
         }
         let forgotten = self.inodes.forgotten.as_ref().ok_or(FsError::Stale)?;
-        let handle = forgotten.lock().get(&ino).cloned().ok_or(FsError::Stale)?;
-        let fd = handle::open(&self.inodes.root.fd, &handle).map_err(|_| FsError::Stale)?;
+        let handle = forgotten.handles.lock().get(&ino).cloned();
+        let handle = handle.ok_or(FsError::Stale)?;
+        let fd = handle::open(&forgotten.filesystem, &handle).map_err(|_| FsError::Stale)?;
         let stat = dir::stat(&fd)?;
         if stat.stx_nlink == 0 {
             return Err(FsError::Stale);
@@ -239,7 +260,7 @@ impl Fs {
             && let Some(forgotten) = &self.inodes.forgotten
             && let Ok(handle) = handle::of(&inode.fd)
         {
-            forgotten.lock().put(ino, handle);
+            forgotten.handles.lock().put(ino, handle);
         }
     }
 
@@ -252,9 +273,9 @@ impl Fs {
     ///
     /// # Errors
     /// `Stale`, those of the host.
-    pub fn getattr(&self, ino: u64) -> Result<Attr> {
+    pub fn getattr(&self, ino: u64) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
-        self.attr(&inode)
+        self.attr(&inode).map(|attr| entry(&inode, attr))
     }
 
     pub(super) fn attr(&self, inode: &Inode) -> Result<Attr> {
@@ -275,10 +296,11 @@ impl Fs {
     }
 }
 
-fn entry(inode: &Inode, attr: Attr) -> Entry {
+pub(super) fn entry(inode: &Inode, attr: Attr) -> Entry {
     Entry {
         attr,
         generation: inode.generation,
+        busy: inode.writers.load(Ordering::Acquire) > 0,
     }
 }
 

@@ -78,6 +78,15 @@ struct Handle {
     /// The file had capabilities when it was opened; the first write takes
     /// them away.
     capabilities: AtomicBool,
+    write: bool,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.write {
+            self.inode.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 }
 
 /// Open handles, by number.
@@ -112,7 +121,11 @@ impl Handles {
             inode: inode.clone(),
             file,
             capabilities: AtomicBool::new(capabilities),
+            write: options.write,
         };
+        if options.write {
+            inode.writers.fetch_add(1, Ordering::AcqRel);
+        }
         self.shard(number).lock().insert(number, Arc::new(handle));
         number
     }
@@ -237,11 +250,11 @@ impl Fs {
         }
     }
 
-    /// Makes an open file durable.
+    /// Makes an open file durable; says whether the storage it takes has changed.
     ///
     /// # Errors
     /// `Stale`, those of the host.
-    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
+    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<bool> {
         Ok(self.handles.get(handle)?.file.sync(data_only)?)
     }
 
@@ -275,6 +288,16 @@ impl Fs {
             strip_privileges(&handle.inode)?;
         }
         Ok(())
+    }
+
+    /// Whether the kernel may hold changes of an open file that it has not
+    /// written back: only while someone has it open for writing.
+    ///
+    /// # Errors
+    /// `Stale`.
+    pub fn has_writers(&self, handle: u64) -> Result<bool> {
+        let handle = self.handles.get(handle)?;
+        Ok(handle.inode.writers.load(Ordering::Acquire) > 0)
     }
 
     /// The first offset from `offset` on that is data, or with `hole` a hole.

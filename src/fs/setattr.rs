@@ -2,8 +2,9 @@
 
 use crate::backing::dir::{self, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
+use super::inode::entry;
 use super::open::{remove_capabilities, strip_privileges};
-use super::{Attr, Fs, Result, TimeSpec};
+use super::{Entry, Fs, Result, TimeSpec};
 
 /// A time to set.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +38,7 @@ impl Fs {
     ///
     /// # Errors
     /// Those of the host and of the content.
-    pub fn setattr(&self, ino: u64, changes: &Changes, privileged: bool) -> Result<Attr> {
+    pub fn setattr(&self, ino: u64, changes: &Changes, privileged: bool) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
         if changes.uid.is_some() || changes.gid.is_some() {
             dir::chown(&inode.fd, changes.uid, changes.gid)?;
@@ -60,7 +61,7 @@ impl Fs {
             };
             dir::set_times(&inode.fd, &times)?;
         }
-        self.attr(&inode)
+        self.attr(&inode).map(|attr| entry(&inode, attr))
     }
 }
 

@@ -114,7 +114,7 @@ pub fn init(backing: &Path, ring: &KeyRing, options: InitOptions) -> Result<Volu
     let (key, wrapped) = ring.generate(&context, KeyLen::Bits256)?;
     volume.recipients = wrapped.into_iter().map(to_recipient).collect();
     let keys = VolumeKeys::new(&volume.id.0, &key);
-    volume.commitment = keys.commitment(&volume.immutable_fields());
+    volume.commitment = keys.commitment(&volume.committed_fields());
     if options.names == NameMode::Encrypted {
         write_dir_id(&root, crate::types::DirId(random::bytes()))?;
     }
@@ -254,7 +254,7 @@ impl Found {
             return Err(OpenError::WrongKey);
         }
         let derived = VolumeKeys::new(&self.volume.id.0, &key);
-        if derived.commitment(&self.volume.immutable_fields()) != self.volume.commitment {
+        if derived.commitment(&self.volume.committed_fields()) != self.volume.commitment {
             return Err(OpenError::WrongKey);
         }
         Ok(derived)

@@ -27,6 +27,9 @@ impl Fs {
         let Some(plain) = name.strip_prefix(USER) else {
             return Ok(Stored::Plain);
         };
+        if plain.is_empty() {
+            return Err(FsError::Invalid);
+        }
         if name.len() > NAME_MAX {
             return Err(FsError::NameTooLong);
         }

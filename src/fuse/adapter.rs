@@ -6,25 +6,24 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{Attr, Changes, Entry, FileKind, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
+use crate::fs::{Changes, Entry, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
 use crate::sys::creds::Caller;
 
+use super::convert::{TTL, attr, attr_ttl, kind, no_entry, reply_entry};
 use super::errno::{errno, is_remarkable};
+use super::notices::Notices;
 use super::time;
 
-/// How long the kernel may keep what it was told: this mount is the volume's
-/// only writer, so nothing changes behind the kernel's back.
-const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
 const CONGESTION: u16 = 96;
@@ -36,15 +35,20 @@ thread_local! {
 
 pub(super) struct Adapter {
     pub(super) fs: Arc<Fs>,
+    pub(super) notices: Arc<Notices>,
 }
 
 impl Adapter {
     fn failed(&self, operation: &str, ino: u64, error: &FsError) -> Errno {
-        if is_remarkable(error) {
-            log::error!("{operation} of inode {ino}: {error}");
-        }
-        errno(error)
+        failed(operation, ino, error)
     }
+}
+
+fn failed(operation: &str, ino: u64, error: &FsError) -> Errno {
+    if is_remarkable(error) {
+        log::error!("{operation} of inode {ino}: {error}");
+    }
+    errno(error)
 }
 
 /// Sends what a call gave, or its errno.
@@ -55,63 +59,6 @@ macro_rules! answer {
             Err(error) => $reply.error($self.failed($operation, $ino.0, &error)),
         }
     };
-}
-
-fn kind(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-    }
-}
-
-fn attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: time::to_system(attr.atime),
-        mtime: time::to_system(attr.mtime),
-        ctime: time::to_system(attr.ctime),
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: kind(attr.kind),
-        perm: attr.perm,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// An entry with inode 0: the kernel remembers that there is none.
-fn no_entry() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        ..attr(&Attr {
-            ino: 0,
-            size: 0,
-            blocks: 0,
-            atime: Default::default(),
-            mtime: Default::default(),
-            ctime: Default::default(),
-            kind: FileKind::Regular,
-            perm: 0,
-            nlink: 0,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-        })
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, entry: &Entry) {
-    reply.entry(&TTL, &attr(&entry.attr), Generation(entry.generation));
 }
 
 fn new_node(req: &Request, mode: u32, umask: u32) -> NewNode {
@@ -186,8 +133,8 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let result = self.fs.getattr(ino.0);
-        answer!(self, "getattr", ino, result, reply, |a| reply
-            .attr(&TTL, &attr(&a)));
+        answer!(self, "getattr", ino, result, reply, |e: Entry| reply
+            .attr(&attr_ttl(&e), &attr(&e.attr)));
     }
 
     fn setattr(
@@ -217,8 +164,8 @@ impl Filesystem for Adapter {
             mtime: mtime.map(time::from_fuser),
         };
         let result = self.fs.setattr(ino.0, &changes, privileged(req));
-        answer!(self, "setattr", ino, result, reply, |a| reply
-            .attr(&TTL, &attr(&a)));
+        answer!(self, "setattr", ino, result, reply, |e: Entry| reply
+            .attr(&attr_ttl(&e), &attr(&e.attr)));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -426,7 +373,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let result = self.fs.fsync(fh.0, datasync);
-        answer!(self, "fsync", ino, result, reply, |()| reply.ok());
+        if let Ok(true) = result {
+            self.notices.attributes_changed(ino);
+        }
+        answer!(self, "fsync", ino, result, reply, |_| reply.ok());
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -632,9 +582,18 @@ impl Filesystem for Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let result = self.fs.seek(fh.0, offset, hole);
-        answer!(self, "lseek", ino, result, reply, |at| reply
-            .offset(at as i64));
+        let fs = self.fs.clone();
+        let answer = move || match fs.seek(fh.0, offset, hole) {
+            Ok(at) => reply.offset(at as i64),
+            Err(error) => reply.error(failed("lseek", ino.0, &error)),
+        };
+        // The kernel does not write its dirty pages back before it asks, and
+        // they would look like holes.
+        if self.fs.has_writers(fh.0).unwrap_or(false) {
+            self.notices.write_back(ino.0, offset, answer);
+        } else {
+            answer();
+        }
     }
 
     fn copy_file_range(

@@ -80,3 +80,117 @@ pub(super) fn is_remarkable(error: &FsError) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every error this module knows, as the documentation names it.
+    fn all() -> Vec<(&'static str, FsError)> {
+        let (key, detail) = (String::new(), String::new());
+        let keys = |error: KeyError| FsError::Content(ContentError::Key(error));
+        macro_rules! key {
+            ($variant:ident) => {
+                keys(KeyError::$variant {
+                    key: key.clone(),
+                    detail: detail.clone(),
+                })
+            };
+        }
+        let format = |error| FsError::Content(ContentError::Format(error));
+        let hint = None;
+        vec![
+            ("FsError::NotFound", FsError::NotFound),
+            ("FsError::NotEmpty", FsError::NotEmpty),
+            ("FsError::NameTooLong", FsError::NameTooLong),
+            ("FsError::Reserved", FsError::Reserved),
+            ("FsError::Stale", FsError::Stale),
+            ("FsError::NoDirectoryId", FsError::NoDirectoryId),
+            ("FsError::BadMetadata", FsError::BadMetadata),
+            ("FsError::Unsupported", FsError::Unsupported),
+            ("FsError::Invalid", FsError::Invalid),
+            ("FsError::NoData", FsError::NoData),
+            ("ContentError::BadBlock", ContentError::BadBlock(0).into()),
+            ("ContentError::NoHeader", ContentError::NoHeader.into()),
+            ("ContentError::WrongKey", ContentError::WrongKey.into()),
+            (
+                "ContentError::WrongVolume",
+                ContentError::WrongVolume.into(),
+            ),
+            ("ContentError::TooLarge", ContentError::TooLarge.into()),
+            ("FormatError::BadHeader", format(FormatError::BadHeader)),
+            (
+                "FormatError::HeaderFull",
+                format(FormatError::HeaderFull { needed: 1, slot: 0 }),
+            ),
+            (
+                "FormatError::TooNew",
+                format(FormatError::TooNew { needs: 2 }),
+            ),
+            (
+                "FormatError::UnknownSuite",
+                format(FormatError::UnknownSuite(9)),
+            ),
+            ("KeyError::NotFound", key!(NotFound)),
+            ("KeyError::Disabled", key!(Disabled)),
+            ("KeyError::Expired", key!(Expired)),
+            ("KeyError::Denied", key!(Denied)),
+            (
+                "KeyError::Configuration",
+                keys(KeyError::Configuration {
+                    detail: detail.clone(),
+                    hint,
+                }),
+            ),
+            ("KeyError::Rejected", key!(Rejected)),
+            ("KeyError::Malformed", key!(Malformed)),
+            (
+                "KeyError::Throttled",
+                keys(KeyError::Throttled {
+                    key: key.clone(),
+                    detail: detail.clone(),
+                    retry_after: None,
+                }),
+            ),
+            ("KeyError::Unavailable", key!(Unavailable)),
+        ]
+    }
+
+    const NAMES: [(&str, HostErrno); 15] = [
+        ("EACCES", HostErrno::ACCESS),
+        ("EFBIG", HostErrno::FBIG),
+        ("EINVAL", HostErrno::INVAL),
+        ("EIO", HostErrno::IO),
+        ("EKEYEXPIRED", HostErrno::KEYEXPIRED),
+        ("EKEYREVOKED", HostErrno::KEYREVOKED),
+        ("ENAMETOOLONG", HostErrno::NAMETOOLONG),
+        ("ENOENT", HostErrno::NOENT),
+        ("ENOKEY", HostErrno::NOKEY),
+        ("ENOTEMPTY", HostErrno::NOTEMPTY),
+        ("ENXIO", HostErrno::NXIO),
+        ("EOPNOTSUPP", HostErrno::OPNOTSUPP),
+        ("EPERM", HostErrno::PERM),
+        ("ESTALE", HostErrno::STALE),
+        ("ETIMEDOUT", HostErrno::TIMEDOUT),
+    ];
+
+    #[test]
+    fn the_documentation_has_the_same_table() {
+        let rows = include_str!("../../docs/SEMANTICS.md").lines();
+        let documented: Vec<(&str, &str)> = rows
+            .filter_map(|row| {
+                let mut cells = row.strip_prefix("| `")?.split(" | ");
+                let name = cells.next()?.strip_suffix('`')?;
+                let errno = cells.last()?.strip_suffix(" |")?;
+                name.contains("Error::").then_some((name, errno))
+            })
+            .collect();
+        for (name, error) in &all() {
+            let number = errno(error).code();
+            let errno = NAMES.iter().find(|(_, e)| e.raw_os_error() == number);
+            let row = (*name, errno.expect("a documented errno").0);
+            assert!(documented.contains(&row), "{row:?} is not documented");
+        }
+        assert_eq!(documented.len(), all().len());
+    }
+}

@@ -14,6 +14,7 @@ use crate::sys::mount::{self, FuseMount};
 
 use super::MountOptions;
 use super::adapter::Adapter;
+use super::notices::Notices;
 
 /// How often the cache and the journal are looked after.
 const TICK: Duration = Duration::from_secs(1);
@@ -81,8 +82,10 @@ impl Session {
             error,
         })?;
         let mounted = Arc::new(mounted);
+        let notices = Arc::new(Notices::default());
         let adapter = Adapter {
             fs: mounted.fs.clone(),
+            notices: notices.clone(),
         };
         // The kernel knows who may use the mount; fuser need not check again.
         let session = fuser::Session::from_fd(adapter, fd, SessionACL::All, threads())
@@ -90,12 +93,18 @@ impl Session {
                 let _ = mount::unmount(mountpoint, true);
             })
             .map_err(SessionError::Connection)?;
+        notices.start(session.notifier());
         mount::tune(mountpoint);
         Ok(Self {
             mounted,
             session,
             mountpoint: mountpoint.to_owned(),
         })
+    }
+
+    /// What is mounted.
+    pub fn mounted(&self) -> Arc<Mounted> {
+        self.mounted.clone()
     }
 
     /// Serves until the filesystem is unmounted, by whomever, then makes

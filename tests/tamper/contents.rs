@@ -239,12 +239,11 @@ fn garbage_in_place_of_files() {
             index,
             &format!("garbage {index} after a write and a remount"),
         );
-        // Such a file can be replaced and removed.
+        // Such a file can be removed and made anew.
         let path = mount.join(&victims.names[index]);
-        fs::write(&path, b"whole again")
-            .unwrap_or_else(|error| panic!("replacing garbage {index}: {error}"));
-        assert_eq!(fs::read(&path).unwrap(), b"whole again");
         fs::remove_file(&path).unwrap();
+        fs::write(&path, b"whole again").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole again");
     }
     victims.survives(&mount);
 }

@@ -74,6 +74,14 @@ impl Overwriter {
 
     fn truncate(&mut self, size: u64) -> io::Result<()> {
         let end = (self.blocks.len() * BLOCK) as u64;
+        // The size changes at once, while an earlier write may still wait in
+        // the page cache: the cut can meet any of the states before it.
+        let partial = &mut self.blocks[usize::try_from(size).expect("small") / BLOCK];
+        let mut cut: Vec<Vec<u8>> = partial.states().cloned().collect();
+        for state in &mut cut {
+            state[usize::try_from(size).expect("small") % BLOCK..].fill(0);
+        }
+        cut.into_iter().for_each(|state| partial.push(state));
         self.change(size, end - size, |_, state, range| state[range].fill(0));
         self.size.push(size);
         self.file()?.set_len(size)

@@ -155,6 +155,8 @@ impl<T: Clone + PartialEq> History<T> {
     }
 
     fn push(&mut self, state: T) {
+        // The latest is always the last one; the rest is a set.
+        self.later.retain(|later| *later != state);
         self.later.push(state);
     }
 
