@@ -229,7 +229,7 @@ fn unmount_on_signals(mountpoint: PathBuf, mounted: Arc<Mounted>) -> std::io::Re
             }
             thread::sleep(GRACE);
             log::warn!("{}: still in use; ending", mountpoint.display());
-            let code = match mounted.close() {
+            let code = match mounted.make_durable() {
                 Ok(()) => 0,
                 Err(error) => {
                     log::error!("{error}");

@@ -95,8 +95,9 @@ struct State {
     last_append: Instant,
     /// Why the last checkpoint failed, until one succeeds.
     failed: Option<ContentError>,
-    /// Nothing is recorded any more.
-    closed: bool,
+    /// A flush failed. The kernel has then dropped what it could not write, so
+    /// no later flush may claim that it is there.
+    broken: Option<Errno>,
 }
 
 /// The journal of a mounted volume.
@@ -155,7 +156,7 @@ impl Journal {
                 page,
                 last_append: Instant::now(),
                 failed: None,
-                closed: false,
+                broken: None,
             }),
             durable: AtomicU64::new(0),
             flushing: Mutex::new(()),
@@ -176,9 +177,6 @@ impl Journal {
         blocks: &[BlockRecord],
     ) -> Result<u64> {
         let mut state = self.state.lock();
-        if state.closed {
-            return Err(ContentError::Backing(Errno::SHUTDOWN));
-        }
         let first = state.sequence;
         let active = state.active;
         let mut out = Vec::with_capacity(blocks.iter().map(|b| b.ciphertext.len() + 96).sum());
@@ -269,6 +267,9 @@ impl Journal {
         }
         let (newest, dirty) = {
             let mut state = self.state.lock();
+            if let Some(error) = state.broken {
+                return Err(error.into());
+            }
             let mut dirty = Vec::new();
             for (i, segment) in state.segments.iter_mut().enumerate() {
                 if std::mem::take(&mut segment.dirty) {
@@ -279,7 +280,9 @@ impl Journal {
         };
         for (at, (_, backing)) in dirty.iter().enumerate() {
             if let Err(error) = backing.sync(true) {
+                log::error!("journal: {error}; no overwrite is safe until a new mount");
                 let mut state = self.state.lock();
+                state.broken = Some(error);
                 for (i, _) in &dirty[at..] {
                     state.segments[*i].dirty = true;
                 }
@@ -470,9 +473,6 @@ impl Journal {
     /// # Errors
     /// Those of the flushes; the epoch then counts as unclean.
     pub fn close(&self, sync_all: impl FnOnce() -> Result<()>) -> Result<()> {
-        if std::mem::replace(&mut self.state.lock().closed, true) {
-            return Ok(());
-        }
         self.checkpoint()?;
         // The other one too, in case its checkpoint had failed before.
         self.checkpoint()?;

@@ -10,7 +10,7 @@
 //!         12 4  epoch                         16  8  sequence number
 //!         16 16 volume id                     24  8  inode number of the file
 //!         32 8  generation, 0 = empty         32  16 file id
-//!         40 8  inode of the backing root     48  8  first block
+//!         40 8  identity of the backing root     48  8  first block
 //!         48 2  number of unclean epochs      56  8  last block
 //!         50 …  unclean epochs, u32           64  1  kind: 1 block, 2 revoke
 //!         4080 16 SHA-256, truncated          65  30 entry (block)
@@ -42,8 +42,8 @@ pub struct JournalPage {
     pub generation: u64,
     /// The mount that wrote it.
     pub epoch: u32,
-    /// Inode number of the backing root: where it differs, the volume was
-    /// copied and the records' inode numbers mean nothing.
+    /// Tells the backing root from copies of it (its inode number and time of
+    /// birth, mixed): where it differs, the records' inode numbers mean nothing.
     pub root_ino: u64,
     /// Epochs that did not end with a clean unmount.
     pub unclean: Vec<u32>,

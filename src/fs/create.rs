@@ -58,6 +58,9 @@ impl Fs {
         match open() {
             Ok(handle) => Ok((entry, handle)),
             Err(error) => {
+                // The caller is told that there is no such file.
+                let _ = dir::unlink(parent.fd()?, stored.entry());
+                stored.clean_up(&parent);
                 self.forget(entry.attr.ino, 1);
                 Err(error)
             }

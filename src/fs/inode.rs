@@ -213,6 +213,7 @@ impl InodeTable {
         if ino == ROOT {
             return Ok(self.root.clone());
         }
+        self.make_room();
         let shard = self.shard(ino).lock();
         Ok(shard.get(&ino).ok_or(FsError::Stale)?.inode.clone())
     }
@@ -285,8 +286,10 @@ impl Fs {
 
     /// Finds the entry stored as `stored`.
     pub(super) fn look_up_stored(&self, parent: &Inode, stored: &[u8]) -> Result<Entry> {
-        // One call where the inode is known already, three where it is not.
-        let stat = dir::stat_at(parent.fd()?, stored).map_err(absent)?;
+        // The kernel seldom asks for what it knows, so this is not looked up in
+        // the table first: that would be one call more for each new inode.
+        let fd = dir::open_path(parent.fd()?, stored).map_err(absent)?;
+        let stat = dir::stat(&fd)?;
         let ino = self.visible_on_device(&stat)?;
         if let Some(inode) = self
             .inodes
@@ -295,8 +298,6 @@ impl Fs {
             let attr = self.attr_of(&inode, &stat);
             return attr.map(|attr| entry(&inode, attr));
         }
-        let fd = dir::open_path(parent.fd()?, stored).map_err(absent)?;
-        let stat = dir::stat(&fd)?;
         self.admit(fd, &stat)
     }
 

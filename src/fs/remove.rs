@@ -64,6 +64,9 @@ impl Fs {
             return Err(FsError::NotEmpty);
         }
         let mut id = None;
+        // The id goes last: a directory with other entries and no id is lost.
+        let mut entries = entries;
+        entries.sort_by_key(|e| e.name.to_bytes() == DIR_ID);
         for entry in &entries {
             let name = entry.name.to_bytes();
             if name == DIR_ID {

@@ -132,7 +132,6 @@ pub fn init(backing: &Path, ring: &KeyRing, options: InitOptions) -> Result<Volu
 pub struct Found {
     path: PathBuf,
     root: OwnedFd,
-    config: OwnedFd,
     /// What its configuration says.
     pub volume: Volume,
 }
@@ -147,24 +146,23 @@ pub fn find(backing: &Path) -> Result<Found> {
         error,
     };
     let root = dir::open_dir(dir::CWD, path_bytes(backing)).map_err(host)?;
-    let config = dir::open_file(&root, CONFIG_NAME.as_bytes(), false).map_err(|error| {
+    let path = backing.join(CONFIG_NAME);
+    let json = std::fs::read(&path).map_err(|e| {
+        let error = Errno::from_io_error(&e).unwrap_or(Errno::IO);
         if dir::is_absent(error) {
             OpenError::NotAVolume(backing.to_owned())
         } else {
-            host(error)
+            OpenError::Host {
+                path: path.clone(),
+                error,
+            }
         }
-    })?;
-    let path = backing.join(CONFIG_NAME);
-    let json = std::fs::read(&path).map_err(|e| OpenError::Host {
-        path: path.clone(),
-        error: Errno::from_io_error(&e).unwrap_or(Errno::IO),
     })?;
     let (_, volume) =
         VolumeConfig::parse(&json).map_err(|error| OpenError::Config { path, error })?;
     Ok(Found {
         path: backing.to_owned(),
         root,
-        config,
         volume,
     })
 }
@@ -175,9 +173,8 @@ pub struct Mounted {
     pub fs: Arc<Fs>,
     /// Its data keys.
     pub keys: Arc<KeyService>,
+    /// The backing root, and with it the volume's lock.
     root: OwnedFd,
-    /// Keeps the lock.
-    _config: OwnedFd,
 }
 
 impl Found {
@@ -197,7 +194,7 @@ impl Found {
         if !volume.writable && !read_only {
             return Err(OpenError::WriteTooNew);
         }
-        match dir::lock(&self.config) {
+        match dir::lock(&self.root) {
             Err(Errno::WOULDBLOCK) => return Err(OpenError::InUse(self.path)),
             other => other.map_err(|error| self.host_error(error))?,
         }
@@ -235,7 +232,6 @@ impl Found {
             fs: Arc::new(fs),
             keys,
             root,
-            _config: self.config,
         })
     }
 
@@ -262,9 +258,10 @@ impl Found {
     }
 
     fn start_journal(&self, read_only: bool) -> Result<(Option<Arc<Journal>>, u32, Vec<u32>)> {
-        let root_ino = dir::stat(&self.root)
-            .map_err(|e| self.host_error(e))?
-            .stx_ino;
+        // Roots of two filesystems often have the same number, so the time of
+        // birth goes in as well.
+        let root = dir::stat(&self.root).map_err(|e| self.host_error(e))?;
+        let root_ino = root.stx_ino ^ (super::attr::generation(&root) << 32);
         let mut files: Vec<Arc<dyn BackingFile>> = Vec::new();
         for name in JOURNALS {
             match dir::create(&self.root, name, 0o600, false) {
@@ -325,6 +322,18 @@ impl Found {
 }
 
 impl Mounted {
+    /// Makes everything durable that has come here, but leaves the epoch open:
+    /// for an end while requests may still be under way.
+    ///
+    /// # Errors
+    /// Those of the host.
+    pub fn make_durable(&self) -> Result<()> {
+        if let Some(journal) = &self.fs.volume.journal {
+            journal.commit()?;
+        }
+        dir::sync_all(&self.root).map_err(|e| OpenError::Fs(FsError::Host(e)))
+    }
+
     /// Makes everything durable and ends the epoch cleanly.
     ///
     /// # Errors
