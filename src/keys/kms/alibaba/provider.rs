@@ -24,7 +24,7 @@ pub struct AlibabaProvider {
 }
 
 enum Protocol {
-    OpenApi(OpenApi),
+    OpenApi(Box<OpenApi>),
     Instance(Instance),
 }
 
@@ -61,7 +61,7 @@ impl AlibabaProvider {
         let time = uri.deadline.unwrap_or(DEFAULT_DEADLINE);
         let key = uri.key.clone();
         let protocol = match uri.wire {
-            Wire::OpenApi => Protocol::OpenApi(OpenApi {
+            Wire::OpenApi => Protocol::OpenApi(Box::new(OpenApi {
                 http,
                 service: Service {
                     origin,
@@ -77,7 +77,7 @@ impl AlibabaProvider {
                 identity,
                 dedicated: uri.is_dedicated(),
                 time,
-            }),
+            })),
             Wire::Instance => Protocol::Instance(Instance {
                 http,
                 origin,
