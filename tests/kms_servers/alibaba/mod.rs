@@ -201,6 +201,10 @@ impl Inner {
 
     /// What scripts in other languages change: `/_test/disable` and so on.
     fn command(&self, command: &str) -> Reply {
+        if let Some(offset) = command.strip_prefix("clock/") {
+            let offset = offset.parse().unwrap_or(0);
+            self.clock_offset.store(offset, Ordering::SeqCst);
+        }
         let mut world = self.world();
         let key = world.keys.get_mut(KEY).unwrap();
         match command {
@@ -216,6 +220,9 @@ impl Inner {
                     ..Trouble::default()
                 };
             }
+            _ if command.starts_with("clock/") => {}
+            "software" => *key = Key::new(Kind::Software),
+            "hardware" => *key = Key::new(Kind::Hardware),
             _ => {
                 return Reply {
                     status: 404,
