@@ -423,6 +423,125 @@ fn permissions_that_lack_are_named() {
 }
 
 #[test]
+fn an_assumed_role_is_assumed_again_when_its_session_ends() {
+    let peer = Peer::new(Kind::Software, Access::Fixed);
+    let home = tempfile::tempdir().unwrap();
+    let profile = |name: &str, mode: &str, rest: &str| {
+        let (id, secret) = ACCESS_KEY;
+        format!(
+            r#"{{"name":"{name}","mode":"{mode}","access_key_id":"{id}",
+            "access_key_secret":"{secret}","ram_role_arn":"acs:ram::1:role/r"{rest}}}"#
+        )
+    };
+    let role = profile("role", "RamRoleArn", "");
+    let chained = profile(
+        "chained",
+        "ChainableRamRoleArn",
+        r#","source_profile":"role""#,
+    );
+    let config = format!(r#"{{"current":"role","profiles":[{role},{chained}]}}"#);
+    std::fs::create_dir(home.path().join(".aliyun")).unwrap();
+    std::fs::write(home.path().join(".aliyun/config.json"), config).unwrap();
+    let sts = format!("http://{}", peer.server.plain);
+    let environment = Environment::of(&[
+        ("HOME", home.path().to_str().unwrap()),
+        ("KMSFS_ALIBABA_STS_ENDPOINT", &sts),
+    ]);
+    // The clock of STS is corrected like that of the KMS.
+    peer.server.set_clock(30_000);
+    for (name, sessions) in [("role", 1), ("chained", 2)] {
+        let uri = format!("{}&profile={name}", peer.uri(KEY));
+        let uri = AlibabaUri::parse(&uri).unwrap();
+        let provider = AlibabaProvider::open(&uri, &environment).unwrap();
+        generate(&provider).unwrap();
+        let before = peer.server.world().access_keys.len();
+        peer.server.end_temporary_keys();
+        generate(&provider).unwrap();
+        generate(&provider).unwrap();
+        let after = peer.server.world().access_keys.len();
+        assert_eq!(after - before, sessions, "no more than it takes");
+    }
+}
+
+/// Runs `kmsfs key check` with an access key.
+fn key_check(peer: &Peer, secret: &str, uri: &str, more: &[&str]) -> (Option<i32>, String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_kmsfs"))
+        .args(["key", "check", uri])
+        .args(more)
+        .env_clear()
+        .env("ALIBABA_CLOUD_ACCESS_KEY_ID", ACCESS_KEY.0)
+        .env("ALIBABA_CLOUD_ACCESS_KEY_SECRET", secret)
+        .output()
+        .unwrap();
+    assert!(peer.server.plain.ip().is_loopback());
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn key_check_says_what_a_key_can_do() {
+    let peer = Peer::new(Kind::Software, Access::Fixed);
+    let (code, out, err) = key_check(&peer, ACCESS_KEY.1, &peer.uri(ALIAS), &[]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!(
+        out.lines().filter(|line| line.starts_with("ok ")).count(),
+        5,
+        "{out}"
+    );
+    assert!(
+        out.contains("spec: Aliyun_AES_256") && out.contains(KEY),
+        "{out}"
+    );
+    let (_, out, _) = key_check(&peer, ACCESS_KEY.1, &peer.uri(KEY), &["--json"]);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["usable"], true);
+    assert_eq!(report["description"]["state"], "Enabled");
+}
+
+#[test]
+fn key_check_says_what_is_missing() {
+    let peer = Peer::new(Kind::Software, Access::Fixed);
+    let check = |secret: &str, uri: &str| {
+        let (code, _, err) = key_check(&peer, secret, uri, &[]);
+        assert!(!err.contains(secret), "{err}");
+        (code.unwrap(), err)
+    };
+    let fails = |expected: i32, word: &str, uri: &str| {
+        let (code, err) = check(ACCESS_KEY.1, uri);
+        assert_eq!(code, expected, "{err}");
+        let hint = err.split("kmsfs: hint: ").nth(1).unwrap_or_default();
+        assert!(hint.contains(word), "{err}");
+    };
+    let own = peer.uri(KEY);
+    fails(20, "check the id", &peer.uri("key-none"));
+    fails(23, "dedicated gateways", &peer.uri_at(ELSEWHERE, KEY));
+    fails(25, "docs/KMS.md", "alibabakms://x/y?nosuch=1");
+    peer.server.change(|key| key.state = State::Disabled);
+    fails(21, "enable the key", &own);
+    peer.server.change(|key| *key = Key::new(Kind::Service));
+    fails(22, "service keys and default keys", &own);
+    peer.server.change(|key| *key = Key::new(Kind::Software));
+    peer.server.change(|key| key.denied = true);
+    fails(22, "kms:GenerateDataKey", &own);
+    peer.server.change(|key| key.denied = false);
+    let (code, err) = check("a-wrong-secret", &own);
+    assert_eq!(code, 22);
+    assert!(
+        err.contains("does not") || err.contains("not the one"),
+        "{err}"
+    );
+    let show = std::process::Command::new(env!("CARGO_BIN_EXE_kmsfs"))
+        .args(["key", "show", &own])
+        .output()
+        .unwrap();
+    assert_eq!(show.status.code(), Some(25), "not of the embedded provider");
+}
+
+#[test]
 fn a_child_process_calls_with_threads_of_its_own() {
     let peer = Peer::new(Kind::Software, Access::Fixed);
     let provider = peer.provider();

@@ -164,8 +164,11 @@ fn write_reply(out: &mut impl Write, reply: &Reply) -> std::io::Result<()> {
     // In one piece, so that no client waits for a delayed acknowledgement.
     out.write_all(&[head.as_bytes(), body].concat())?;
     out.flush()?;
-    while endless {
-        out.write_all(&[b'x'; 8192])?;
+    if endless {
+        // Until the other side has had enough.
+        loop {
+            out.write_all(&[b'x'; 8192])?;
+        }
     }
     Ok(())
 }

@@ -130,13 +130,12 @@ impl HttpError {
 impl Http {
     /// A client; nothing is sent and no thread started before the first call.
     pub(super) fn new(trust: Trust) -> Result<Self, HttpError> {
-        let http = Self {
+        // Made now, so that a bad authority file does not wait for the first call.
+        let client = trust.client()?;
+        Ok(Self {
             trust,
-            client: Mutex::new(None),
-        };
-        // So that a bad authority file shows now and not at the first call.
-        http.build()?;
-        Ok(http)
+            client: Mutex::new(Some((std::process::id(), client))),
+        })
     }
 
     /// Sends `request` and waits for the answer, at most for `time`.
@@ -162,12 +161,14 @@ impl Http {
             }
             stale => std::mem::forget(stale),
         }
-        let client = self.build()?;
+        let client = self.trust.client()?;
         *slot = Some((process, client.clone()));
         Ok(client)
     }
+}
 
-    fn build(&self) -> Result<Client, HttpError> {
+impl Trust {
+    fn client(&self) -> Result<Client, HttpError> {
         // Fails if it was installed before, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let builder = Client::builder()
@@ -177,9 +178,9 @@ impl Http {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .user_agent(concat!("kmsfs/", env!("CARGO_PKG_VERSION")));
         let unusable = |error: reqwest::Error| HttpError::Unsendable(causes(&error));
-        let builder = match &self.trust {
-            Trust::System => builder.https_only(true),
-            Trust::Only(pem) => {
+        let builder = match self {
+            Self::System => builder.https_only(true),
+            Self::Only(pem) => {
                 let authorities = Certificate::from_pem_bundle(pem).map_err(unusable)?;
                 if authorities.is_empty() {
                     let problem = "the authority file holds no certificate";
@@ -187,7 +188,7 @@ impl Http {
                 }
                 builder.https_only(true).tls_certs_only(authorities)
             }
-            Trust::Unencrypted => builder.no_proxy().tls_certs_only([]),
+            Self::Unencrypted => builder.no_proxy().tls_certs_only([]),
         };
         builder.build().map_err(unusable)
     }

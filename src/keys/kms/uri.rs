@@ -142,7 +142,13 @@ pub(super) fn write_query(out: &mut String, parameters: &[(&str, String)]) {
 
 /// Escapes all but letters, digits, `-_.~` and `also`.
 pub(super) fn percent_encode(text: &str, also: &[u8]) -> String {
-    let mut out = String::with_capacity(text.len());
+    let mut out = String::with_capacity(text.len() * 3);
+    percent_encode_to(&mut out, text, also);
+    out
+}
+
+/// As [`percent_encode`], onto the end of `out`.
+pub(super) fn percent_encode_to(out: &mut String, text: &str, also: &[u8]) {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || also.contains(&byte) {
             out.push(char::from(byte));
@@ -150,7 +156,6 @@ pub(super) fn percent_encode(text: &str, also: &[u8]) -> String {
             let _ = write!(out, "%{byte:02X}");
         }
     }
-    out
 }
 
 fn percent_decode(text: &str) -> Option<String> {

@@ -164,9 +164,13 @@ impl Inner {
     fn handle(&self, request: &Request) -> Reply {
         let date = ("date", http_date(self.now()));
         if request.path == "/credentials" {
-            let mut reply = self.world().issue(self.now());
-            reply.headers.push(date);
-            return reply;
+            let issued = self.world().issue(self.now());
+            return Reply {
+                status: 200,
+                headers: vec![date],
+                body: issued.to_string().into_bytes(),
+                ..Reply::default()
+            };
         }
         if let Some(command) = request.path.strip_prefix("/_test/") {
             return self.command(command);
@@ -238,12 +242,12 @@ impl Inner {
 }
 
 impl World {
-    /// A temporary access key, as a credentials URI gives it.
-    fn issue(&mut self, now: u64) -> Reply {
+    /// A temporary access key.
+    fn issue(&mut self, now: u64) -> serde_json::Value {
         self.issued += 1;
         let id = format!("STS.test-{}", self.issued);
         let (secret, token) = (format!("secret of {id}"), format!("token of {id}"));
-        let body = serde_json::json!({
+        let issued = serde_json::json!({
             "Code": "Success",
             "AccessKeyId": id,
             "AccessKeySecret": secret,
@@ -256,11 +260,7 @@ impl World {
             ended: false,
         };
         self.access_keys.insert(id, key);
-        Reply {
-            status: 200,
-            body: body.to_string().into_bytes(),
-            ..Reply::default()
-        }
+        issued
     }
 
     /// The id of the key that `name` names.
@@ -327,7 +327,7 @@ fn request_id() -> String {
 
 /// Year, month, day, hour, minute, second; by counting, unlike the code under test.
 fn civil(seconds: u64) -> [u64; 6] {
-    let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
     let (mut days, mut year) = (seconds / 86_400, 1970);
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));

@@ -43,9 +43,6 @@ pub(super) fn handle(world: &mut World, request: &Request, now: u64) -> Reply {
 
 fn answer(world: &mut World, request: &Request, now: u64) -> Result<Value, Refusal> {
     acs3::verify(world, request, now)?;
-    if request.header("x-acs-version") != "2016-01-20" {
-        return Err(Refusal(404, "InvalidVersion"));
-    }
     let form = match request.header("content-type") {
         kind if kind.starts_with("application/x-www-form-urlencoded") => {
             std::str::from_utf8(&request.body).unwrap_or_default()
@@ -60,6 +57,11 @@ fn answer(world: &mut World, request: &Request, now: u64) -> Result<Value, Refus
         }
     }
     let action = request.header("x-acs-action");
+    match (request.header("x-acs-version"), action) {
+        ("2016-01-20", _) => {}
+        ("2015-04-01", "AssumeRole") => return assume_role(world, &parameters, now),
+        _ => return Err(Refusal(404, "InvalidVersion")),
+    }
     world.last_call = (action.to_owned(), request.query.clone());
     if world.lacking.contains(action) {
         return Err(Refusal(404, "InvalidAction.NotFound"));
@@ -78,6 +80,18 @@ fn answer(world: &mut World, request: &Request, now: u64) -> Result<Value, Refus
         }
         result => result,
     }
+}
+
+/// STS's only operation here; any access key may assume any role.
+fn assume_role(world: &mut World, parameters: &Parameters, now: u64) -> Result<Value, Refusal> {
+    for name in ["RoleArn", "RoleSessionName"] {
+        needed(parameters, name)?;
+    }
+    let seconds = needed(parameters, "DurationSeconds")?.parse().unwrap_or(0);
+    if !(900..=43_200).contains(&seconds) {
+        return Err(Refusal(400, "InvalidParameter.DurationSeconds"));
+    }
+    Ok(json!({ "Credentials": world.issue(now) }))
 }
 
 fn needed<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, Refusal> {

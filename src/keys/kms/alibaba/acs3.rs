@@ -59,11 +59,21 @@ impl Unsigned<'_> {
         let query = canonical_query(self.query);
         let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
         let names = names.join(";");
-        let mut canonical = Zeroizing::new(format!("POST\n/\n{query}\n"));
-        for (name, value) in &headers {
-            canonical.push_str(&format!("{name}:{}\n", value.trim()));
+        let lengths = headers.iter().map(|(name, v)| 2 * name.len() + v.len() + 3);
+        let longest = query.len() + lengths.sum::<usize>() + 2 * body_hash.len();
+        // Holds the token, so it must not grow and leave a copy behind.
+        let mut canonical = Zeroizing::new(String::with_capacity(longest));
+        for part in ["POST\n/\n", &query, "\n"] {
+            canonical.push_str(part);
         }
-        canonical.push_str(&format!("\n{names}\n{body_hash}"));
+        for (name, value) in &headers {
+            for part in [name, ":", value.trim(), "\n"] {
+                canonical.push_str(part);
+            }
+        }
+        for part in ["\n", &names, "\n", &body_hash] {
+            canonical.push_str(part);
+        }
         let to_sign = format!("{ALGORITHM}\n{}", sha256_hex(canonical.as_bytes()));
         let key = hmac::Key::new(hmac::HMAC_SHA256, credentials.secret.as_bytes());
         let signature = HEXLOWER.encode(hmac::sign(&key, to_sign.as_bytes()).as_ref());
@@ -82,19 +92,16 @@ const FORM: &str = "application/x-www-form-urlencoded";
 fn canonical_query(parameters: &[(&'static str, String)]) -> String {
     let mut pairs: Vec<String> = parameters
         .iter()
-        .map(|(name, value)| encode_pair(name, value))
+        .map(|(name, value)| {
+            format!(
+                "{}={}",
+                percent_encode(name, b""),
+                percent_encode(value, b"")
+            )
+        })
         .collect();
     pairs.sort_unstable();
     pairs.join("&")
-}
-
-/// `name=value`, escaped for a query or a form.
-pub(super) fn encode_pair(name: &str, value: &str) -> String {
-    format!(
-        "{}={}",
-        percent_encode(name, b""),
-        percent_encode(value, b"")
-    )
 }
 
 fn sha256_hex(data: &[u8]) -> String {

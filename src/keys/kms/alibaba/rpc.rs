@@ -2,11 +2,12 @@
 
 use zeroize::Zeroizing;
 
-use super::acs3::{self, Unsigned};
+use super::acs3::Unsigned;
 use super::credentials::Credentials;
 use super::fault::Fault;
 use crate::keys::kms::http::{Http, HttpError, Request, Response};
 use crate::keys::kms::retry::Deadline;
+use crate::keys::kms::uri::percent_encode_to;
 use reqwest::Method;
 
 /// A service's address.
@@ -77,18 +78,17 @@ pub(super) fn settle(answer: Result<Response, HttpError>) -> Result<Response, Fa
     }
 }
 
+/// A form's body. Nothing of it is copied to where it is not wiped.
 pub(super) fn encode_form(form: &[(&'static str, Zeroizing<String>)]) -> Zeroizing<Vec<u8>> {
-    let longest: usize = form
-        .iter()
-        .map(|(name, v)| name.len() + v.len() * 3 + 2)
-        .sum();
-    let mut body = Zeroizing::new(Vec::with_capacity(longest));
-    for (index, (name, value)) in form.iter().enumerate() {
-        if index > 0 {
-            body.push(b'&');
+    let longest = form.iter().map(|(name, v)| 3 * (name.len() + v.len()) + 2);
+    let mut body = String::with_capacity(longest.sum());
+    for (name, value) in form {
+        if !body.is_empty() {
+            body.push('&');
         }
-        let pair = Zeroizing::new(acs3::encode_pair(name, value));
-        body.extend_from_slice(pair.as_bytes());
+        percent_encode_to(&mut body, name, b"");
+        body.push('=');
+        percent_encode_to(&mut body, value, b"");
     }
-    body
+    Zeroizing::new(body.into_bytes())
 }
