@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kmsfs::keys::{KeyError, KeyProvider, check};
+use kmsfs::keys::{KeyError, check};
 use kmsfs::types::KeyLen;
 
 use crate::conformance::{DEADLINE, Service, context};
