@@ -13,6 +13,8 @@ pub mod cli;
 pub mod content;
 pub mod crypto;
 pub mod format;
+pub mod fs;
+pub mod fuse;
 pub mod keys;
 pub mod sys;
 pub mod types;

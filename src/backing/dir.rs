@@ -5,12 +5,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Statx, StatxFlags,
-    Timestamps, Uid,
+    self, AtFlags, Gid, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Statx, StatxFlags, Uid,
 };
 use rustix::io::Errno;
 
 use super::Result;
+
+pub use rustix::fs::{CWD, FileType, StatFs, StatxTimestamp};
+pub use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 /// What `statx(2)` says of a file.
 pub type Stat = Statx;
@@ -141,7 +143,7 @@ pub fn rename(
 /// Another name for what `fd` refers to.
 pub fn link(fd: impl AsFd, new_dir: impl AsFd, new_name: &[u8]) -> Result<()> {
     fs::linkat(
-        fs::CWD,
+        CWD,
         proc_path(fd),
         new_dir,
         new_name,
@@ -162,7 +164,7 @@ pub fn chown(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
 
 /// Sets access and modification time.
 pub fn set_times(fd: impl AsFd, times: &Timestamps) -> Result<()> {
-    fs::utimensat(fs::CWD, proc_path(fd), times, AtFlags::empty())
+    fs::utimensat(CWD, proc_path(fd), times, AtFlags::empty())
 }
 
 /// Makes a directory's entries durable.
@@ -180,7 +182,7 @@ pub fn sync_all(fd: impl AsFd) -> Result<()> {
 }
 
 /// `fstatfs(2)`.
-pub fn statfs(fd: impl AsFd) -> Result<fs::StatFs> {
+pub fn statfs(fd: impl AsFd) -> Result<StatFs> {
     fs::fstatfs(fd)
 }
 

@@ -10,6 +10,7 @@ use super::Result;
 
 /// What the content layer needs of a file; the seam at which tests put files
 /// in memory and files that fail.
+#[allow(clippy::len_without_is_empty)]
 pub trait BackingFile: Send + Sync {
     /// Reads into the buffers in turn; fewer bytes than asked only at the end
     /// of the file. Advances the slices.

@@ -2,9 +2,15 @@
 
 pub mod error;
 pub mod exit;
+mod info;
+mod init;
 mod key;
+mod logging;
+mod mount;
 mod passphrase;
+mod umount;
 mod version;
+mod volume_error;
 
 use std::io::{self, Write};
 
@@ -32,6 +38,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Init(init::Arguments),
+    Mount(Box<mount::Arguments>),
+    Umount(umount::Arguments),
+    Info(info::Arguments),
     Key(key::Arguments),
     Version(version::Arguments),
 }
@@ -39,6 +49,10 @@ enum Command {
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            Self::Init(arguments) => init::run(arguments),
+            Self::Mount(arguments) => mount::run(*arguments),
+            Self::Umount(arguments) => umount::run(&arguments),
+            Self::Info(arguments) => info::run(&arguments),
             Self::Key(arguments) => key::run(arguments),
             Self::Version(arguments) => version::run(&arguments),
         }

@@ -29,8 +29,11 @@ pub struct EncryptedFile {
     /// Changes were made in place that no `fdatasync` of the backing file has
     /// covered yet.
     pub(super) unsynced: AtomicBool,
-    ciphers: Mutex<[Option<(u64, Arc<BlockCipher>)>; CIPHERS]>,
+    ciphers: Mutex<[CachedCipher; CIPHERS]>,
 }
+
+/// A group and its cipher.
+type CachedCipher = Option<(u64, Arc<BlockCipher>)>;
 
 /// Group ciphers kept ready a file.
 const CIPHERS: usize = 8;
@@ -185,7 +188,7 @@ impl EncryptedFile {
     }
 
     /// Reports an earlier failure that no operation has reported yet.
-    pub fn take_deferred(&self) -> Result<()> {
+    fn take_deferred(&self) -> Result<()> {
         if self.state.read().deferred.is_none() {
             return Ok(());
         }

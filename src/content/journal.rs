@@ -372,6 +372,11 @@ impl Journal {
         Ok(old)
     }
 
+    /// Makes a waiting [`Self::maintain`] return now.
+    pub fn wake(&self) {
+        self.work.notify_all();
+    }
+
     /// What has to be done now and then. Waits until there is something to do,
     /// at most `timeout`.
     pub fn maintain(&self, timeout: Duration) {

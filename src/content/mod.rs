@@ -17,6 +17,7 @@ mod tests;
 
 pub use file::EncryptedFile;
 pub use journal::Journal;
+pub use read::ReadBuffer;
 
 use std::sync::Arc;
 

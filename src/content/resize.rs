@@ -154,6 +154,11 @@ impl EncryptedFile {
         let layout = self.layout();
         self.unsynced.store(true, Ordering::Release);
         self.revoke(state, first, last - 1)?;
+        // A pending last block would have made the backing file this long.
+        let backing_len = layout.backing_len(state.size).expect("of this size");
+        if state.backing.len()? < backing_len {
+            state.backing.set_len(backing_len)?;
+        }
         let mut group = layout.group_of(first).0;
         let last_group = layout.group_of(last - 1).0;
         let mut cleared = false;

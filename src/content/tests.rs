@@ -215,6 +215,7 @@ impl Disk {
                 layout: Layout::new(block_size, 4096).unwrap(),
                 names: NameMode::Encrypted,
                 commitment: [0; 32],
+                keys: vec![],
                 recipients: vec![],
                 writable: true,
             },

@@ -41,6 +41,8 @@ pub struct VolumeConfig {
     head_size: u32,
     /// How names are encrypted.
     pub names: NameMode,
+    /// URIs of the keys that new files are wrapped for, in order of preference.
+    keys: Vec<String>,
     recipients: Vec<RecipientConfig>,
     commitment: String,
     /// Names of fields that a reader must know.
@@ -90,6 +92,8 @@ pub struct Volume {
     pub names: NameMode,
     /// Proves the volume key and the immutable fields.
     pub commitment: [u8; 32],
+    /// URIs of the keys that new files are wrapped for.
+    pub keys: Vec<String>,
     /// The volume key, wrapped.
     pub recipients: Vec<Recipient>,
     /// Whether this build may write to it.
@@ -130,6 +134,7 @@ impl VolumeConfig {
             block_size: volume.layout.block_size() as u32,
             head_size: volume.layout.head_size() as u32,
             names: volume.names,
+            keys: volume.keys.clone(),
             recipients: volume.recipients.iter().map(to_config).collect(),
             commitment: data_encoding::HEXLOWER.encode(&volume.commitment),
             critical: Vec::new(),
@@ -177,6 +182,7 @@ impl VolumeConfig {
                 .ok()
                 .and_then(|bytes| bytes.try_into().ok())
                 .ok_or(malformed("bad commitment"))?,
+            keys: config.keys.clone(),
             recipients: config
                 .recipients
                 .iter()
@@ -185,7 +191,7 @@ impl VolumeConfig {
                 .ok_or(malformed("bad recipient"))?,
             writable: config.format_write_min <= FORMAT_VERSION,
         };
-        if volume.recipients.is_empty() {
+        if volume.recipients.is_empty() || volume.keys.is_empty() {
             return Err(malformed("no recipients"));
         }
         Ok((config, volume))
@@ -225,6 +231,7 @@ mod tests {
             layout: Layout::new(4096, 4096).unwrap(),
             names: NameMode::Encrypted,
             commitment: [2; 32],
+            keys: vec!["local:default".into()],
             recipients: vec![Recipient {
                 key_uri: "local:default".into(),
                 key_version: "1".into(),

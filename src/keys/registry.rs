@@ -57,6 +57,13 @@ pub fn open_provider_for_init(
     open_provider(uri, source)
 }
 
+/// Opens every recipient of a new volume; unlike [`open_ring`], none may be
+/// missing.
+pub fn open_ring_for_init(uris: &[String], source: &PassphraseSource) -> Result<KeyRing, KeyError> {
+    let providers = uris.iter().map(|uri| open_provider_for_init(uri, source));
+    KeyRing::new(providers.collect::<Result<_, _>>()?)
+}
+
 /// The directory a URI's keys are kept in on this machine, if they are: it must
 /// not lie inside a volume.
 pub fn keystore_directory(uri: &str) -> Result<Option<PathBuf>, KeyError> {

@@ -4,8 +4,10 @@
 pub(crate) mod calendar;
 pub mod clock;
 pub mod creds;
+pub mod daemon;
 pub mod durable;
 pub mod fd;
+pub mod mount;
 pub mod process;
 pub mod secret;
 pub mod terminal;

@@ -1,7 +1,7 @@
 //! Who calls: access keys, roles and client keys.
 
-use kmsfs::keys::kms::alibaba::{AlibabaProvider, AlibabaUri, Environment};
 use kmsfs::keys::KeyError;
+use kmsfs::keys::kms::alibaba::{AlibabaProvider, AlibabaUri, Environment};
 
 use crate::kms_servers::alibaba::{ACCESS_KEY, KEY, Kind};
 use crate::peer::{Access, Peer, fixed, generate};

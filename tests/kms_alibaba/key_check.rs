@@ -1,6 +1,5 @@
 //! `kmsfs key check`.
 
-
 use crate::kms_servers::alibaba::{ACCESS_KEY, ALIAS, KEY, Key, Kind, State};
 use crate::peer::{Access, ELSEWHERE, Peer};
 

@@ -1,0 +1,225 @@
+//! `kmsfs mount`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::{ExitCode, Failure, PassphraseArguments, logging};
+use crate::fs::{Mounted, OpenError, volume};
+use crate::fuse::{MountOptions, Session};
+use crate::keys::cache::CacheLimits;
+use crate::keys::{KeyService, registry};
+use crate::sys::daemon::{self, Readiness, Side};
+use crate::sys::{mount as host, process, secret};
+
+const EXAMPLES: &str = "examples:
+  kmsfs mount /srv/backing /mnt/plain
+  kmsfs mount -o ro,allow_other /srv/backing /mnt/plain
+  kmsfs mount --foreground --log debug /srv/backing /mnt/plain";
+
+/// How long to wait for an earlier mount of the volume that is just ending.
+const ENDING: Duration = Duration::from_secs(20);
+
+/// Show an encrypted volume as a plain directory
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Arguments {
+    /// The directory that holds the ciphertext
+    backing: PathBuf,
+    /// The directory to mount on
+    mountpoint: PathBuf,
+    /// Stay in the foreground and log to standard error
+    #[arg(short, long)]
+    foreground: bool,
+    /// Mount options, comma-separated, as for mount(8): ro, allow_other, suid,
+    /// dev, noexec, noatime, sync, dirsync, fsname=NAME
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Mount over a directory that is not empty
+    #[arg(long)]
+    nonempty: bool,
+    /// Least important messages to log
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: log::LevelFilter,
+    /// Most data keys kept in memory
+    #[arg(long, default_value_t = CacheLimits::default().entries, value_name = "N")]
+    key_cache: usize,
+    /// Seconds a data key is kept
+    #[arg(long, default_value_t = CacheLimits::default().time_to_live.as_secs(), value_name = "SECONDS")]
+    key_ttl: u64,
+    /// Seconds an unused data key is kept
+    #[arg(long, default_value_t = CacheLimits::default().idle.as_secs(), value_name = "SECONDS")]
+    key_idle: u64,
+    #[command(flatten)]
+    passphrase: PassphraseArguments,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let mut options = MountOptions::default();
+    for list in &arguments.options {
+        options.parse(list).map_err(|unknown| {
+            Failure::new(ExitCode::Usage, format!("unknown mount option {unknown:?}"))
+                .hint("kmsfs mount --help lists the options")
+        })?;
+    }
+    let backing = existing(&arguments.backing, ExitCode::NotAVolume)?;
+    let mountpoint = existing(&arguments.mountpoint, ExitCode::MountpointInvalid)?;
+    check_mountpoint(&backing, &mountpoint, arguments.nonempty)?;
+    // Whatever can be said without the background process is said before it.
+    drop(volume::find(&backing)?);
+    if arguments.foreground {
+        logging::to_stderr(arguments.log);
+        let ready = &mut Readiness::none();
+        return serve(&arguments, &options, &backing, &mountpoint, ready);
+    }
+    match daemon::split().map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))? {
+        Side::Foreground(0) => Ok(()),
+        Side::Foreground(code) => std::process::exit(code.into()),
+        Side::Background(mut ready) => {
+            logging::to_stderr(arguments.log);
+            let served = serve(&arguments, &options, &backing, &mountpoint, &mut ready);
+            if let Err(failure) = &served {
+                log::error!("{}", failure.message);
+                ready.failed(failure.code as u8);
+            }
+            served
+        }
+    }
+}
+
+fn serve(
+    arguments: &Arguments,
+    options: &MountOptions,
+    backing: &Path,
+    mountpoint: &Path,
+    ready: &mut Readiness,
+) -> Result<(), Failure> {
+    secret::lock_again();
+    process::lock_memory();
+    process::raise_descriptor_limit();
+    let mounted = open(arguments, options, backing)?;
+    let source = backing.display().to_string();
+    let session = Session::mount(mounted, mountpoint, &source, options)?;
+    unmount_on_signals(mountpoint.to_owned())
+        .map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))?;
+    if !arguments.foreground {
+        ready
+            .ready()
+            .map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))?;
+        logging::to_syslog(arguments.log);
+    }
+    log::info!("{} is mounted on {}", source, mountpoint.display());
+    Ok(session.run()?)
+}
+
+fn open(arguments: &Arguments, options: &MountOptions, backing: &Path) -> Result<Mounted, Failure> {
+    let limits = CacheLimits {
+        entries: arguments.key_cache,
+        time_to_live: Duration::from_secs(arguments.key_ttl),
+        idle: Duration::from_secs(arguments.key_idle),
+    };
+    let found = volume::find(backing)?;
+    refuse_keystore_inside(&found.volume.keys, backing)?;
+    let ring = registry::open_ring(&found.volume.keys, &arguments.passphrase.source())?;
+    let keys = Arc::new(KeyService::new(ring, limits));
+    let patience = Instant::now() + ENDING;
+    let mut found = found;
+    loop {
+        match found.open(keys.clone(), options.read_only) {
+            // Unmounted, but its daemon is still making things durable.
+            Err(OpenError::InUse(_)) if !is_mounted(backing) && Instant::now() < patience => {
+                thread::sleep(Duration::from_millis(50));
+                found = volume::find(backing)?;
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn is_mounted(backing: &Path) -> bool {
+    let source = backing.display().to_string();
+    host::mounts().is_ok_and(|mounts| mounts.iter().any(|m| m.source == source))
+}
+
+fn existing(path: &Path, code: ExitCode) -> Result<PathBuf, Failure> {
+    let failed = |why: &str| Failure::new(code, format!("{}: {why}", path.display()));
+    let real = path.canonicalize().map_err(|e| failed(&e.to_string()))?;
+    if !real.is_dir() {
+        return Err(failed("not a directory"));
+    }
+    Ok(real)
+}
+
+fn check_mountpoint(backing: &Path, mountpoint: &Path, nonempty: bool) -> Result<(), Failure> {
+    if backing.starts_with(mountpoint) || mountpoint.starts_with(backing) {
+        return Err(Failure::new(
+            ExitCode::Overlap,
+            format!(
+                "{} and {} lie inside each other",
+                backing.display(),
+                mountpoint.display()
+            ),
+        )
+        .hint("use two separate directories"));
+    }
+    let entries = mountpoint.read_dir().map_err(|e| {
+        let message = format!("{}: {e}", mountpoint.display());
+        Failure::new(ExitCode::MountpointInvalid, message)
+    })?;
+    if !nonempty && entries.count() > 0 {
+        return Err(Failure::new(
+            ExitCode::MountpointInvalid,
+            format!("{} is not empty", mountpoint.display()),
+        )
+        .hint("mount on an empty directory, or add --nonempty to hide what is there"));
+    }
+    Ok(())
+}
+
+/// A keystore in the directory it unlocks would be copied along with it.
+pub(super) fn refuse_keystore_inside(keys: &[String], backing: &Path) -> Result<(), Failure> {
+    let backing = backing
+        .canonicalize()
+        .unwrap_or_else(|_| backing.to_owned());
+    for uri in keys {
+        let Some(keystore) = registry::keystore_directory(uri)? else {
+            continue;
+        };
+        let keystore = keystore.canonicalize().unwrap_or(keystore);
+        if keystore.starts_with(&backing) {
+            return Err(Failure::new(
+                ExitCode::Overlap,
+                format!(
+                    "the keystore {} lies in the backing directory",
+                    keystore.display()
+                ),
+            )
+            .hint("keep keys apart from what they encrypt: set KMSFS_KEYSTORE"));
+        }
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT unmount; the session then ends by itself.
+fn unmount_on_signals(mountpoint: PathBuf) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            log::info!("signal {signal}: unmounting {}", mountpoint.display());
+            let result = host::unmount(&mountpoint, false).or_else(|error| {
+                // In use: gone from sight now, and ended once that ends.
+                log::warn!("{}: {error}; detaching it", mountpoint.display());
+                host::unmount(&mountpoint, true)
+            });
+            if let Err(error) = result {
+                log::error!("{}: {error}", mountpoint.display());
+            }
+        }
+    });
+    Ok(())
+}

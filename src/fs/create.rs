@@ -1,0 +1,140 @@
+//! New files, directories and nodes.
+
+use std::sync::Arc;
+
+use crate::backing::{HostFile, dir};
+use crate::content::EncryptedFile;
+use crate::sys::creds::{Caller, run_as};
+
+use super::inode::Entry;
+use super::open::OpenOptions;
+use super::{Fs, FsError, Result};
+
+/// Who makes a node, and with which permissions.
+#[derive(Clone, Copy, Debug)]
+pub struct NewNode {
+    /// Becomes the owner.
+    pub caller: Caller,
+    /// Permission bits, for `mknod` also the kind.
+    pub mode: u32,
+    /// The caller's umask, which a default ACL overrides.
+    pub umask: u32,
+}
+
+impl Fs {
+    /// Creates a regular file and opens it; gives the entry and the handle.
+    ///
+    /// # Errors
+    /// Those of the host, of names, and of the key provider.
+    pub fn create(
+        &self,
+        parent: u64,
+        name: &[u8],
+        new: NewNode,
+        exclusive: bool,
+        options: OpenOptions,
+    ) -> Result<(Entry, u64)> {
+        let parent = self.inodes.get(parent)?;
+        let stored = self.stored_name(&parent, name)?;
+        stored.prepare(&parent)?;
+        let create = || dir::create(&parent.fd, stored.entry(), new.mode, exclusive);
+        let fd = match run_as(new.caller, new.umask, create) {
+            Ok(fd) => fd,
+            Err(error) => {
+                stored.clean_up(&parent);
+                return Err(error.into());
+            }
+        };
+        let entry = self.look_up_stored(&parent, stored.entry())?;
+        let inode = self.inodes.get(entry.attr.ino)?;
+        let open = || -> Result<u64> {
+            let file = self.files.get_or_open(inode.host_ino, || {
+                let backing = Arc::new(HostFile::new(fd));
+                EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
+            })?;
+            file.prepare_write()?;
+            Ok(self.handles.add(&inode, file, options))
+        };
+        match open() {
+            Ok(handle) => Ok((entry, handle)),
+            Err(error) => {
+                self.forget(entry.attr.ino, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates a directory.
+    ///
+    /// # Errors
+    /// Those of the host and of names.
+    pub fn mkdir(&self, parent: u64, name: &[u8], new: NewNode) -> Result<Entry> {
+        let parent = self.inodes.get(parent)?;
+        let stored = self.stored_name(&parent, name)?;
+        stored.prepare(&parent)?;
+        // Its maker puts the id inside, so needs access for a moment even
+        // where the mode will give none.
+        let needs_access = !crate::sys::creds::can_override();
+        let mode = if needs_access {
+            new.mode | 0o300
+        } else {
+            new.mode
+        };
+        let make = || -> Result<_> {
+            dir::mkdir(&parent.fd, stored.entry(), mode)?;
+            let fd = dir::open_path(&parent.fd, stored.entry())?;
+            if let Err(error) = self.make_dir_id(&fd) {
+                let _ = dir::rmdir(&parent.fd, stored.entry());
+                return Err(error);
+            }
+            if mode != new.mode {
+                dir::chmod(
+                    &fd,
+                    u32::from(dir::stat(&fd)?.stx_mode) & !(0o300 & !new.mode),
+                )?;
+            }
+            Ok(fd)
+        };
+        match run_as(new.caller, new.umask, make) {
+            Ok(fd) => {
+                let stat = dir::stat(&fd)?;
+                self.admit(fd, &stat)
+            }
+            Err(error) => {
+                stored.clean_up(&parent);
+                Err(error)
+            }
+        }
+    }
+
+    /// Creates a fifo, socket, device or empty regular file.
+    ///
+    /// # Errors
+    /// Those of the host and of names.
+    pub fn mknod(&self, parent: u64, name: &[u8], new: NewNode, device: u32) -> Result<Entry> {
+        let parent = self.inodes.get(parent)?;
+        let stored = self.stored_name(&parent, name)?;
+        stored.prepare(&parent)?;
+        let make = || dir::mknod(&parent.fd, stored.entry(), new.mode, device);
+        // Devices need a capability that taking on the caller's ids drops; the
+        // kernel has checked that the caller may make them.
+        let made = if matches!(new.mode & 0o170_000, 0o020_000 | 0o060_000) {
+            run_as(Caller { uid: 0, gid: 0 }, new.umask, make).and_then(|()| {
+                let fd = dir::open_path(&parent.fd, stored.entry())?;
+                dir::chown(&fd, Some(new.caller.uid), None)?;
+                let setgid = u32::from(dir::stat(&parent.fd)?.stx_mode) & 0o2000 != 0;
+                match setgid {
+                    true => Ok(()),
+                    false => dir::chown(&fd, None, Some(new.caller.gid)),
+                }
+            })
+        } else {
+            run_as(new.caller, new.umask, make)
+        };
+        if let Err(error) = made {
+            stored.clean_up(&parent);
+            return Err(FsError::Host(error));
+        }
+        self.look_up_stored(&parent, stored.entry())
+    }
+}

@@ -1,0 +1,296 @@
+//! The inode table: what the kernel may name by number.
+//!
+//! Every entry holds an `O_PATH` descriptor, so the backing inode lives, and
+//! its number is not used again, for as long as the kernel knows it; and so
+//! that no operation ever needs a path.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::backing::{dir, handle};
+use crate::types::DirId;
+
+use super::attr::{self, FileKind};
+use super::{Attr, Fs, FsError, Result};
+
+/// Inode number of the root, as FUSE wants it.
+pub const ROOT: u64 = 1;
+
+const SHARDS: usize = 64;
+/// Forgotten inodes whose file handles are remembered, for `nfsd` and
+/// `open_by_handle_at(2)`.
+const REMEMBERED: usize = 65_536;
+
+/// An inode the kernel knows.
+pub(super) struct Inode {
+    /// Number as users see it.
+    pub(super) ino: u64,
+    /// Number on the backing filesystem.
+    pub(super) host_ino: u64,
+    pub(super) kind: FileKind,
+    pub(super) fd: OwnedFd,
+    pub(super) generation: u64,
+    /// The directory's id, once needed.
+    pub(super) dir_id: OnceLock<DirId>,
+    /// Handles through which the file may be written.
+    pub(super) writers: AtomicUsize,
+}
+
+/// What a lookup gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The inode's attributes.
+    pub attr: Attr,
+    /// Tells inodes apart that had the same number at different times.
+    pub generation: u64,
+}
+
+struct Known {
+    inode: Arc<Inode>,
+    lookups: u64,
+}
+
+pub(super) struct InodeTable {
+    root: Arc<Inode>,
+    device: (u32, u32),
+    shards: Vec<Mutex<HashMap<u64, Known>>>,
+    forgotten: Option<Mutex<LruCache<u64, handle::FileHandle>>>,
+}
+
+impl InodeTable {
+    pub(super) fn new(root: OwnedFd) -> Result<Self> {
+        let stat = dir::stat(&root)?;
+        let inode = Inode {
+            ino: ROOT,
+            host_ino: stat.stx_ino,
+            kind: FileKind::Directory,
+            generation: 0,
+            dir_id: OnceLock::new(),
+            writers: AtomicUsize::new(0),
+            fd: root,
+        };
+        let handles = handle::of(&inode.fd).is_ok_and(|h| handle::open(&inode.fd, &h).is_ok());
+        let remembered = std::num::NonZero::new(REMEMBERED).expect("not zero");
+        Ok(Self {
+            root: Arc::new(inode),
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            forgotten: handles.then(|| Mutex::new(LruCache::new(remembered))),
+        })
+    }
+
+    pub(super) fn root(&self) -> &Arc<Inode> {
+        &self.root
+    }
+
+    /// The number under which users see backing inode `host_ino`: the same,
+    /// but for the root's and whatever has number 1.
+    pub(super) fn visible(&self, host_ino: u64) -> u64 {
+        if host_ino == self.root.host_ino {
+            ROOT
+        } else if host_ino == ROOT {
+            self.root.host_ino
+        } else {
+            host_ino
+        }
+    }
+
+    pub(super) fn get(&self, ino: u64) -> Result<Arc<Inode>> {
+        if ino == ROOT {
+            return Ok(self.root.clone());
+        }
+        let shard = self.shard(ino).lock();
+        Ok(shard.get(&ino).ok_or(FsError::Stale)?.inode.clone())
+    }
+
+    fn shard(&self, ino: u64) -> &Mutex<HashMap<u64, Known>> {
+        &self.shards[(ino as usize) % SHARDS]
+    }
+
+    /// Counts one more lookup of an inode the table knows.
+    fn look_up_known(&self, ino: u64) -> Option<Arc<Inode>> {
+        let mut shard = self.shard(ino).lock();
+        let known = shard.get_mut(&ino)?;
+        known.lookups += 1;
+        Some(known.inode.clone())
+    }
+
+    /// Adds an inode, or counts one more lookup if another thread was faster.
+    fn insert(&self, inode: Inode) -> Arc<Inode> {
+        let mut shard = self.shard(inode.ino).lock();
+        let known = shard.entry(inode.ino).or_insert_with(|| Known {
+            inode: Arc::new(inode),
+            lookups: 0,
+        });
+        known.lookups += 1;
+        known.inode.clone()
+    }
+
+    fn forget(&self, ino: u64, lookups: u64) -> Option<Arc<Inode>> {
+        let mut shard = self.shard(ino).lock();
+        let known = shard.get_mut(&ino)?;
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return None;
+        }
+        shard.remove(&ino).map(|known| known.inode)
+    }
+
+    /// Number of inodes known besides the root.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|s| s.lock().len()).sum()
+    }
+}
+
+impl Fs {
+    /// Finds `name` in directory `parent`; counts as one lookup, to be given
+    /// back by [`Self::forget`].
+    ///
+    /// # Errors
+    /// `NotFound`, `NameTooLong`, those of the host.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry> {
+        match name {
+            b"." => return self.revive(parent),
+            b".." => return self.lookup_parent(parent),
+            _ => {}
+        }
+        let parent = self.inodes.get(parent)?;
+        let stored = self.stored_name(&parent, name)?;
+        self.look_up_stored(&parent, stored.entry())
+    }
+
+    /// Finds the entry stored as `stored`.
+    pub(super) fn look_up_stored(&self, parent: &Inode, stored: &[u8]) -> Result<Entry> {
+        // One call where the inode is known already, three where it is not.
+        let stat = dir::stat_at(&parent.fd, stored).map_err(absent)?;
+        let ino = self.visible_on_device(&stat)?;
+        if let Some(inode) = self.inodes.look_up_known(ino) {
+            let attr = self.attr_of(&inode, &stat);
+            return attr.map(|attr| entry(&inode, attr));
+        }
+        let fd = dir::open_path(&parent.fd, stored).map_err(absent)?;
+        let stat = dir::stat(&fd)?;
+        self.admit(fd, &stat)
+    }
+
+    /// Adds the inode behind `fd` to the table and counts one lookup.
+    pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
+        let inode = Inode {
+            ino: self.visible_on_device(stat)?,
+            host_ino: stat.stx_ino,
+            kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
+            generation: attr::generation(stat),
+            dir_id: OnceLock::new(),
+            writers: AtomicUsize::new(0),
+            fd,
+        };
+        let inode = self.inodes.insert(inode);
+        let attr = self.attr_of(&inode, stat);
+        attr.map(|attr| entry(&inode, attr))
+    }
+
+    /// A directory that is a mount point of another filesystem cannot be
+    /// shown: its inode numbers mean something else.
+    fn visible_on_device(&self, stat: &dir::Stat) -> Result<u64> {
+        if (stat.stx_dev_major, stat.stx_dev_minor) != self.inodes.device {
+            return Err(FsError::NotFound);
+        }
+        Ok(self.inodes.visible(stat.stx_ino))
+    }
+
+    /// The inode by its number alone, even if it was forgotten.
+    fn revive(&self, ino: u64) -> Result<Entry> {
+        if let Ok(inode) = self.inodes.get(ino) {
+            if ino != ROOT {
+                self.inodes.look_up_known(ino).ok_or(FsError::Stale)?;
+            }
+            let stat = dir::stat(&inode.fd)?;
+            return self.attr_of(&inode, &stat).map(|attr| entry(&inode, attr));
+        }
+        let forgotten = self.inodes.forgotten.as_ref().ok_or(FsError::Stale)?;
+        let handle = forgotten.lock().get(&ino).cloned().ok_or(FsError::Stale)?;
+        let fd = handle::open(&self.inodes.root.fd, &handle).map_err(|_| FsError::Stale)?;
+        let stat = dir::stat(&fd)?;
+        if stat.stx_nlink == 0 {
+            return Err(FsError::Stale);
+        }
+        self.admit(fd, &stat)
+    }
+
+    fn lookup_parent(&self, ino: u64) -> Result<Entry> {
+        if ino == ROOT {
+            return self.revive(ROOT);
+        }
+        let inode = self.inodes.get(ino)?;
+        let fd = dir::open_path(&inode.fd, b"..")?;
+        let stat = dir::stat(&fd)?;
+        if self.inodes.visible(stat.stx_ino) == ROOT {
+            return self.revive(ROOT);
+        }
+        self.admit(fd, &stat)
+    }
+
+    /// Gives back `lookups` lookups of an inode.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        if ino == ROOT {
+            return;
+        }
+        if let Some(inode) = self.inodes.forget(ino, lookups)
+            && let Some(forgotten) = &self.inodes.forgotten
+            && let Ok(handle) = handle::of(&inode.fd)
+        {
+            forgotten.lock().put(ino, handle);
+        }
+    }
+
+    /// Number of inodes that the kernel knows besides the root.
+    pub fn known_inodes(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// Attributes of an inode.
+    ///
+    /// # Errors
+    /// `Stale`, those of the host.
+    pub fn getattr(&self, ino: u64) -> Result<Attr> {
+        let inode = self.inodes.get(ino)?;
+        self.attr(&inode)
+    }
+
+    pub(super) fn attr(&self, inode: &Inode) -> Result<Attr> {
+        let stat = dir::stat(&inode.fd)?;
+        self.attr_of(inode, &stat)
+    }
+
+    pub(super) fn attr_of(&self, inode: &Inode, stat: &dir::Stat) -> Result<Attr> {
+        let size = match inode.kind {
+            FileKind::Regular => match self.files.get(inode.host_ino) {
+                Some(file) => file.size(),
+                None => self.volume.layout().plain_len(stat.stx_size),
+            },
+            FileKind::Symlink => self.target_len(inode, stat.stx_size)?,
+            _ => stat.stx_size,
+        };
+        Ok(Attr::new(stat, inode.ino, inode.kind, size))
+    }
+}
+
+fn entry(inode: &Inode, attr: Attr) -> Entry {
+    Entry {
+        attr,
+        generation: inode.generation,
+    }
+}
+
+pub(super) fn absent(error: crate::backing::Errno) -> FsError {
+    if dir::is_absent(error) {
+        FsError::NotFound
+    } else {
+        FsError::Host(error)
+    }
+}

@@ -1,0 +1,380 @@
+//! Open files: handles, and the one object that all handles of a file share.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::backing::{Errno, HostFile, dir, xattr};
+use crate::content::{EncryptedFile, ReadBuffer};
+
+use super::inode::Inode;
+use super::{FileKind, Fs, FsError, Result};
+
+const SHARDS: usize = 32;
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// It may be written to.
+    pub write: bool,
+    /// It is cut to nothing first.
+    pub truncate: bool,
+}
+
+/// The files that are open, by inode number of the backing file.
+pub(super) struct OpenFiles(Vec<Mutex<HashMap<u64, Weak<EncryptedFile>>>>);
+
+impl Default for OpenFiles {
+    fn default() -> Self {
+        Self((0..SHARDS).map(|_| Mutex::default()).collect())
+    }
+}
+
+impl OpenFiles {
+    fn shard(&self, host_ino: u64) -> &Mutex<HashMap<u64, Weak<EncryptedFile>>> {
+        &self.0[host_ino as usize % SHARDS]
+    }
+
+    /// The file if it is open, or its last changes are not in place yet.
+    pub(super) fn get(&self, host_ino: u64) -> Option<Arc<EncryptedFile>> {
+        self.shard(host_ino).lock().get(&host_ino)?.upgrade()
+    }
+
+    /// The open file, or the one that `open` gives. `open` runs without a lock:
+    /// it may wait for a key.
+    pub(super) fn get_or_open(
+        &self,
+        host_ino: u64,
+        open: impl FnOnce() -> crate::content::Result<Arc<EncryptedFile>>,
+    ) -> Result<Arc<EncryptedFile>> {
+        if let Some(file) = self.get(host_ino) {
+            return Ok(file);
+        }
+        let opened = open()?;
+        let mut shard = self.shard(host_ino).lock();
+        if let Some(file) = shard.get(&host_ino).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        shard.insert(host_ino, Arc::downgrade(&opened));
+        Ok(opened)
+    }
+
+    /// Drops the record of a file that nobody has open any more.
+    fn tidy(&self, host_ino: u64) {
+        let mut shard = self.shard(host_ino).lock();
+        if shard.get(&host_ino).is_some_and(|f| f.strong_count() == 0) {
+            shard.remove(&host_ino);
+        }
+    }
+}
+
+struct Handle {
+    inode: Arc<Inode>,
+    file: Arc<EncryptedFile>,
+    /// The file had capabilities when it was opened; the first write takes
+    /// them away.
+    capabilities: AtomicBool,
+    write: bool,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.write {
+            self.inode.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Open handles, by number.
+pub(super) struct Handles {
+    next: AtomicU64,
+    shards: Vec<Mutex<HashMap<u64, Arc<Handle>>>>,
+}
+
+impl Default for Handles {
+    fn default() -> Self {
+        Self {
+            next: AtomicU64::new(1),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        }
+    }
+}
+
+impl Handles {
+    fn shard(&self, number: u64) -> &Mutex<HashMap<u64, Arc<Handle>>> {
+        &self.shards[number as usize % SHARDS]
+    }
+
+    pub(super) fn add(
+        &self,
+        inode: &Arc<Inode>,
+        file: Arc<EncryptedFile>,
+        options: OpenOptions,
+    ) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let capabilities = options.write && xattr::get(&inode.fd, CAPABILITY).is_ok();
+        let handle = Handle {
+            inode: inode.clone(),
+            file,
+            capabilities: AtomicBool::new(capabilities),
+            write: options.write,
+        };
+        if options.write {
+            inode.writers.fetch_add(1, Ordering::AcqRel);
+        }
+        self.shard(number).lock().insert(number, Arc::new(handle));
+        number
+    }
+
+    fn get(&self, number: u64) -> Result<Arc<Handle>> {
+        let shard = self.shard(number).lock();
+        shard.get(&number).cloned().ok_or(FsError::Stale)
+    }
+
+    fn remove(&self, number: u64) -> Option<Arc<Handle>> {
+        self.shard(number).lock().remove(&number)
+    }
+}
+
+impl Fs {
+    /// Opens a regular file and gives the handle. This is where a file's data
+    /// key is fetched, and may wait for the key provider.
+    ///
+    /// # Errors
+    /// Those of the host, of the header, and of the key provider.
+    pub fn open(&self, ino: u64, options: OpenOptions) -> Result<u64> {
+        let inode = self.inodes.get(ino)?;
+        let file = self.open_content(&inode, options.write)?;
+        if options.truncate {
+            file.set_size(0)?;
+        }
+        Ok(self.handles.add(&inode, file, options))
+    }
+
+    /// The content of an inode; with `write` such that it can be changed.
+    pub(super) fn open_content(&self, inode: &Inode, write: bool) -> Result<Arc<EncryptedFile>> {
+        if inode.kind != FileKind::Regular {
+            return Err(FsError::Invalid);
+        }
+        let file = self.files.get_or_open(inode.host_ino, || {
+            // Writable if possible at all: the kernel writes back through any
+            // handle, and reads what it needs to complete a page.
+            let (fd, writable) = match dir::reopen(&inode.fd, true) {
+                Ok(fd) => (fd, true),
+                Err(error) if write => (self.force_open(inode, error)?, true),
+                Err(_) => match dir::reopen(&inode.fd, false) {
+                    Ok(fd) => (fd, false),
+                    Err(error) => (self.force_open(inode, error)?, true),
+                },
+            };
+            let backing = Arc::new(HostFile::new(fd));
+            EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, writable)
+        })?;
+        if write {
+            if !file.is_writable() {
+                let fd = match dir::reopen(&inode.fd, true) {
+                    Ok(fd) => fd,
+                    Err(error) => self.force_open(inode, error)?,
+                };
+                file.make_writable(Arc::new(HostFile::new(fd)));
+            }
+            file.prepare_write()?;
+        }
+        Ok(file)
+    }
+
+    /// Opens a file that its owner may write but not read, or the reverse, on a
+    /// mount that runs as that owner: encryption needs both.
+    fn force_open(
+        &self,
+        inode: &Inode,
+        error: Errno,
+    ) -> crate::content::Result<std::os::fd::OwnedFd> {
+        if error != Errno::ACCESS {
+            return Err(error.into());
+        }
+        let mode = u32::from(dir::stat(&inode.fd)?.stx_mode);
+        dir::chmod(&inode.fd, mode | 0o600)?;
+        let opened = dir::reopen(&inode.fd, true);
+        dir::chmod(&inode.fd, mode)?;
+        Ok(opened?)
+    }
+
+    /// Reads from an open file: see [`EncryptedFile::read`].
+    ///
+    /// # Errors
+    /// `Stale`, those of the content.
+    pub fn read(
+        &self,
+        handle: u64,
+        offset: u64,
+        len: usize,
+        buffer: &mut ReadBuffer,
+    ) -> Result<Range<usize>> {
+        Ok(self.handles.get(handle)?.file.read(offset, len, buffer)?)
+    }
+
+    /// Writes to an open file. `kill_privileges` says that the caller's write
+    /// takes away suid and sgid bits.
+    ///
+    /// # Errors
+    /// `Stale`, those of the content and of the host.
+    pub fn write(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+    ) -> Result<()> {
+        let handle = self.handles.get(handle)?;
+        handle.file.write(offset, data)?;
+        if kill_privileges {
+            strip_privileges(&handle.inode)?;
+        }
+        if handle.capabilities.swap(false, Ordering::Relaxed) {
+            remove_capabilities(&handle.inode)?;
+        }
+        Ok(())
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: u64) {
+        if let Some(handle) = self.handles.remove(handle) {
+            let host_ino = handle.inode.host_ino;
+            drop(handle);
+            self.files.tidy(host_ino);
+        }
+    }
+
+    /// Makes an open file durable.
+    ///
+    /// # Errors
+    /// `Stale`, those of the host.
+    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
+        Ok(self.handles.get(handle)?.file.sync(data_only)?)
+    }
+
+    /// `fallocate(2)` with the modes that a file of this kind can have.
+    ///
+    /// # Errors
+    /// `Unsupported` for other modes, those of the content.
+    pub fn fallocate(
+        &self,
+        handle: u64,
+        mode: u32,
+        offset: u64,
+        len: u64,
+        privileged: bool,
+    ) -> Result<()> {
+        const KEEP_SIZE: u32 = 1;
+        const PUNCH_HOLE: u32 = 2;
+        const ZERO_RANGE: u32 = 16;
+        let handle = self.handles.get(handle)?;
+        let keep_size = mode & KEEP_SIZE != 0;
+        match mode & !KEEP_SIZE {
+            0 => handle.file.allocate(offset, len, keep_size)?,
+            PUNCH_HOLE if keep_size => handle.file.punch(offset, len, true)?,
+            ZERO_RANGE => {
+                handle.file.punch(offset, len, keep_size)?;
+                handle.file.allocate(offset, len, keep_size)?;
+            }
+            _ => return Err(FsError::Unsupported),
+        }
+        if !privileged {
+            strip_privileges(&handle.inode)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel may hold changes of an open file that it has not
+    /// written back: only while someone has it open for writing.
+    ///
+    /// # Errors
+    /// `Stale`.
+    pub fn has_writers(&self, handle: u64) -> Result<bool> {
+        let handle = self.handles.get(handle)?;
+        Ok(handle.inode.writers.load(Ordering::Acquire) > 0)
+    }
+
+    /// The first offset from `offset` on that is data, or with `hole` a hole.
+    ///
+    /// # Errors
+    /// `NoData` where there is none, those of the content.
+    pub fn seek(&self, handle: u64, offset: u64, hole: bool) -> Result<u64> {
+        let file = &self.handles.get(handle)?.file;
+        let found = if hole {
+            file.next_hole(offset)?
+        } else {
+            file.next_data(offset)?
+        };
+        found.ok_or(FsError::NoData)
+    }
+
+    /// Copies between open files without a round trip for the data; gives the
+    /// number of bytes.
+    ///
+    /// # Errors
+    /// Those of the content, if nothing was copied before.
+    pub fn copy_range(
+        &self,
+        from: (u64, u64),
+        to: (u64, u64),
+        len: u64,
+        privileged: bool,
+    ) -> Result<u64> {
+        const STEP: u64 = 1 << 20;
+        let (source, target) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
+        let mut buffer = ReadBuffer::default();
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(STEP) as usize;
+            let copied = source
+                .file
+                .read(from.1 + done, step, &mut buffer)
+                .and_then(|range| {
+                    let n = range.len();
+                    target.file.write(to.1 + done, buffer.slice(range))?;
+                    Ok(n)
+                });
+            match copied {
+                Ok(0) => break,
+                Ok(n) => done += n as u64,
+                Err(error) if done == 0 => return Err(error.into()),
+                Err(_) => break,
+            }
+        }
+        if !privileged && done > 0 {
+            strip_privileges(&target.inode)?;
+        }
+        Ok(done)
+    }
+}
+
+/// Takes the suid bit away, and the sgid bit of an executable, as a write or
+/// truncation by someone without special rights does.
+pub(super) fn strip_privileges(inode: &Inode) -> Result<()> {
+    const SUID: u32 = 0o4000;
+    const SGID: u32 = 0o2000;
+    const GROUP_EXEC: u32 = 0o0010;
+    let mode = u32::from(dir::stat(&inode.fd)?.stx_mode);
+    let mut kept = mode & !SUID;
+    if mode & GROUP_EXEC != 0 {
+        kept &= !SGID;
+    }
+    if kept != mode {
+        dir::chmod(&inode.fd, kept)?;
+    }
+    Ok(())
+}
+
+/// Takes file capabilities away.
+pub(super) fn remove_capabilities(inode: &Inode) -> Result<()> {
+    match xattr::remove(&inode.fd, CAPABILITY) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

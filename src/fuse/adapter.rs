@@ -1,0 +1,685 @@
+//! fuser's trait on [`Fs`]: every method unpacks, calls, and replies.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
+    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::fs::{Attr, Changes, Entry, FileKind, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
+use crate::sys::creds::Caller;
+
+use super::errno::{errno, is_remarkable};
+use super::notices::Notices;
+use super::time;
+
+/// How long the kernel may keep what it was told: this mount is the volume's
+/// only writer, so nothing changes behind the kernel's back.
+const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_WRITE: u32 = 1 << 20;
+const MAX_BACKGROUND: u16 = 128;
+const CONGESTION: u16 = 96;
+
+thread_local! {
+    /// Where reads of this thread are decrypted.
+    static READ: RefCell<ReadBuffer> = RefCell::default();
+}
+
+pub(super) struct Adapter {
+    pub(super) fs: Arc<Fs>,
+    pub(super) notices: Arc<Notices>,
+}
+
+impl Adapter {
+    fn failed(&self, operation: &str, ino: u64, error: &FsError) -> Errno {
+        failed(operation, ino, error)
+    }
+}
+
+fn failed(operation: &str, ino: u64, error: &FsError) -> Errno {
+    if is_remarkable(error) {
+        log::error!("{operation} of inode {ino}: {error}");
+    }
+    errno(error)
+}
+
+/// Sends what a call gave, or its errno.
+macro_rules! answer {
+    ($self:ident, $operation:literal, $ino:expr, $result:expr, $reply:ident, $ok:expr) => {
+        match $result {
+            Ok(value) => $ok(value),
+            Err(error) => $reply.error($self.failed($operation, $ino.0, &error)),
+        }
+    };
+}
+
+fn kind(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: time::to_system(attr.atime),
+        mtime: time::to_system(attr.mtime),
+        ctime: time::to_system(attr.ctime),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: kind(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// An entry with inode 0: the kernel remembers that there is none.
+fn no_entry() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        ..attr(&Attr {
+            ino: 0,
+            size: 0,
+            blocks: 0,
+            atime: Default::default(),
+            mtime: Default::default(),
+            ctime: Default::default(),
+            kind: FileKind::Regular,
+            perm: 0,
+            nlink: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+        })
+    }
+}
+
+fn reply_entry(reply: ReplyEntry, entry: &Entry) {
+    reply.entry(&TTL, &attr(&entry.attr), Generation(entry.generation));
+}
+
+fn new_node(req: &Request, mode: u32, umask: u32) -> NewNode {
+    NewNode {
+        caller: Caller {
+            uid: req.uid(),
+            gid: req.gid(),
+        },
+        mode,
+        umask,
+    }
+}
+
+fn privileged(req: &Request) -> bool {
+    req.uid() == 0
+}
+
+fn open_options(flags: OpenFlags) -> OpenOptions {
+    OpenOptions {
+        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+        truncate: flags.0 & libc_o::TRUNC != 0,
+    }
+}
+
+/// The flags of `open(2)` that are looked at here.
+mod libc_o {
+    pub(super) const TRUNC: i32 = 0o1000;
+    pub(super) const EXCL: i32 = 0o200;
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // One by one: asking for several fails if the kernel lacks any.
+        for wanted in [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_WRITEBACK_CACHE,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_EXPORT_SUPPORT,
+        ] {
+            if config.add_capabilities(wanted).is_err() {
+                log::info!("this kernel has no {wanted:?}");
+            }
+        }
+        let _ = config.set_max_write(MAX_WRITE);
+        if let Err(most) = config.set_max_readahead(MAX_WRITE) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(CONGESTION);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.fs.lookup(parent.0, name.as_bytes()) {
+            Ok(entry) => reply_entry(reply, &entry),
+            Err(FsError::NotFound) => reply.entry(&TTL, &no_entry(), Generation(0)),
+            Err(FsError::Reserved) => reply.error(Errno::ENOENT),
+            Err(error) => reply.error(self.failed("lookup", parent.0, &error)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
+        self.fs.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let result = self.fs.getattr(ino.0);
+        answer!(self, "getattr", ino, result, reply, |a| reply
+            .attr(&TTL, &attr(&a)));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(time::from_fuser),
+            mtime: mtime.map(time::from_fuser),
+        };
+        let result = self.fs.setattr(ino.0, &changes, privileged(req));
+        answer!(self, "setattr", ino, result, reply, |a| reply
+            .attr(&TTL, &attr(&a)));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let result = self.fs.readlink(ino.0);
+        answer!(self, "readlink", ino, result, reply, |target: Vec<u8>| {
+            reply.data(&target)
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let new = new_node(req, mode, umask);
+        let result = self.fs.mknod(parent.0, name.as_bytes(), new, rdev);
+        answer!(self, "mknod", parent, result, reply, |e| reply_entry(
+            reply, &e
+        ));
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let new = new_node(req, mode, umask);
+        let result = self.fs.mkdir(parent.0, name.as_bytes(), new);
+        answer!(self, "mkdir", parent, result, reply, |e| reply_entry(
+            reply, &e
+        ));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.fs.unlink(parent.0, name.as_bytes());
+        answer!(self, "unlink", parent, result, reply, |()| reply.ok());
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.fs.rmdir(parent.0, name.as_bytes());
+        answer!(self, "rmdir", parent, result, reply, |()| reply.ok());
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let target = target.as_os_str().as_bytes();
+        let new = new_node(req, 0o777, 0);
+        let result = self.fs.symlink(parent.0, name.as_bytes(), target, new);
+        answer!(self, "symlink", parent, result, reply, |e| reply_entry(
+            reply, &e
+        ));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, newname) = (name.as_bytes(), newname.as_bytes());
+        let result = self
+            .fs
+            .rename(parent.0, name, newparent.0, newname, flags.bits());
+        answer!(self, "rename", parent, result, reply, |()| reply.ok());
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let result = self.fs.link(ino.0, newparent.0, newname.as_bytes());
+        answer!(self, "link", ino, result, reply, |e| reply_entry(reply, &e));
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let result = self.fs.open(ino.0, open_options(flags));
+        answer!(self, "open", ino, result, reply, |handle| reply
+            .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let new = new_node(req, mode, umask);
+        let exclusive = flags & libc_o::EXCL != 0;
+        let options = open_options(OpenFlags(flags));
+        let result = self
+            .fs
+            .create(parent.0, name.as_bytes(), new, exclusive, options);
+        answer!(
+            self,
+            "create",
+            parent,
+            result,
+            reply,
+            |(entry, handle): (Entry, u64)| reply.created(
+                &TTL,
+                &attr(&entry.attr),
+                Generation(entry.generation),
+                FileHandle(handle),
+                FopenFlags::FOPEN_KEEP_CACHE,
+            )
+        );
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        READ.with_borrow_mut(|buffer| {
+            let result = self.fs.read(fh.0, offset, size as usize, buffer);
+            answer!(self, "read", ino, result, reply, |range| reply
+                .data(buffer.slice(range)));
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let result = self.fs.write(fh.0, offset, data, kill);
+        answer!(self, "write", ino, result, reply, |()| reply
+            .written(data.len() as u32));
+    }
+
+    /// Not implemented, which the kernel remembers: it writes back dirty pages
+    /// at close and reports their errors by itself.
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.fs.fsync(fh.0, datasync);
+        answer!(self, "fsync", ino, result, reply, |()| reply.ok());
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        let result = self.fs.opendir(ino.0);
+        answer!(self, "opendir", ino, result, reply, |handle| reply
+            .opened(FileHandle(handle), flags));
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let result = self.fs.readdir(fh.0, offset, |entry| {
+            let known = entry.kind.map_or(FileType::RegularFile, kind);
+            let name = OsStr::from_bytes(&entry.name);
+            !reply.add(INodeNo(entry.ino), entry.next, known, name)
+        });
+        answer!(self, "readdir", ino, result, reply, |()| reply.ok());
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let result = self.fs.readdir(fh.0, offset, |listed| {
+            let name = OsStr::from_bytes(&listed.name);
+            if matches!(listed.name.as_slice(), b"." | b"..") {
+                // Not a lookup: the kernel takes only number and kind of these.
+                let mut dot = no_entry();
+                dot.ino = INodeNo(listed.ino);
+                dot.kind = FileType::Directory;
+                let add = reply.add(dot.ino, listed.next, name, &TTL, &dot, Generation(0));
+                return !add;
+            }
+            let entry = match self.fs.look_up_listed(fh.0, listed) {
+                Ok(entry) => entry,
+                // Gone since it was listed, or not to be had.
+                Err(_) => return true,
+            };
+            let full = reply.add(
+                INodeNo(entry.attr.ino),
+                listed.next,
+                name,
+                &TTL,
+                &attr(&entry.attr),
+                Generation(entry.generation),
+            );
+            if full {
+                self.fs.forget(entry.attr.ino, 1);
+            }
+            !full
+        });
+        answer!(self, "readdirplus", ino, result, reply, |()| reply.ok());
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.fs.fsyncdir(fh.0, datasync);
+        answer!(self, "fsyncdir", ino, result, reply, |()| reply.ok());
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let result = self.fs.statfs();
+        answer!(
+            self,
+            "statfs",
+            ino,
+            result,
+            reply,
+            |s: crate::backing::dir::StatFs| reply.statfs(
+                s.f_blocks,
+                s.f_bfree,
+                s.f_bavail,
+                s.f_files,
+                s.f_ffree,
+                s.f_bsize as u32,
+                255,
+                s.f_frsize as u32,
+            )
+        );
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let result = self
+            .fs
+            .setxattr(ino.0, name.as_bytes(), value, flags as u32);
+        answer!(self, "setxattr", ino, result, reply, |()| reply.ok());
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let result = self.fs.getxattr(ino.0, name.as_bytes());
+        answer!(self, "getxattr", ino, result, reply, |value: Vec<u8>| {
+            reply_xattr(reply, &value, size)
+        });
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let result = self.fs.listxattr(ino.0);
+        answer!(self, "listxattr", ino, result, reply, |names: Vec<
+            Vec<u8>,
+        >| {
+            let mut list = Vec::new();
+            for name in names {
+                list.extend_from_slice(&name);
+                list.push(0);
+            }
+            reply_xattr(reply, &list, size);
+        });
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.fs.removexattr(ino.0, name.as_bytes());
+        answer!(self, "removexattr", ino, result, reply, |()| reply.ok());
+    }
+
+    /// The kernel checks permissions itself (`default_permissions`).
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let result = self
+            .fs
+            .fallocate(fh.0, mode as u32, offset, length, privileged(req));
+        answer!(self, "fallocate", ino, result, reply, |()| reply.ok());
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        const SEEK_DATA: i32 = 3;
+        const SEEK_HOLE: i32 = 4;
+        let hole = match whence {
+            SEEK_DATA => false,
+            SEEK_HOLE => true,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let fs = self.fs.clone();
+        let answer = move || match fs.seek(fh.0, offset, hole) {
+            Ok(at) => reply.offset(at as i64),
+            Err(error) => reply.error(failed("lseek", ino.0, &error)),
+        };
+        // The kernel does not write its dirty pages back before it asks, and
+        // they would look like holes.
+        if self.fs.has_writers(fh.0).unwrap_or(false) {
+            self.notices.write_back(ino.0, offset, answer);
+        } else {
+            answer();
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The reply has 32 bits for the count.
+        let len = len.min(1 << 30);
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        let result = self.fs.copy_range(from, to, len, privileged(req));
+        answer!(self, "copy_file_range", ino_in, result, reply, |n| reply
+            .written(n as u32));
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}

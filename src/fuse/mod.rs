@@ -1,0 +1,12 @@
+//! The FUSE protocol over `fs`: arguments, replies, errnos, the session.
+
+mod adapter;
+mod errno;
+mod notices;
+pub mod options;
+pub mod session;
+mod time;
+
+pub use errno::errno;
+pub use options::MountOptions;
+pub use session::{Session, SessionError};

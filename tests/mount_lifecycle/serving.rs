@@ -1,0 +1,234 @@
+//! Mounts that come about: foreground, background, options.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::common::{
+    self, Mount, Options, PATIENCE, Volume, eventually, mount_line, processes_naming, said,
+};
+use crate::{assert_refused, text};
+
+#[test]
+fn the_main_job() {
+    needs_mounts!();
+    let volume = Volume::new();
+    let mut mount = Mount::of(volume, Options::default());
+    fs::write(mount.join("hello"), b"hello, world").unwrap();
+    mount.remount();
+    assert_eq!(fs::read(mount.join("hello")).unwrap(), b"hello, world");
+    let line = mount_line(mount.path()).expect("mounted");
+    assert!(line.contains(" - fuse"), "{line}");
+    assert!(line.contains("kmsfs"), "mount(8) names it: {line}");
+}
+
+#[test]
+fn a_background_mount_serves_when_the_command_returns() {
+    needs_mounts!();
+    let volume = Volume::new();
+    for round in 0..5 {
+        let began = Instant::now();
+        let output = volume.run(&["mount", text(volume.backing()), text(volume.point())]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(began.elapsed() < PATIENCE);
+        // Not a moment later: now.
+        assert!(volume.is_mounted(), "round {round}");
+        fs::write(volume.point().join(format!("f{round}")), b"x").expect("serves");
+        assert_eq!(fs::read_dir(volume.point()).unwrap().count(), round + 1);
+        let output = volume.run(&["umount", text(volume.point())]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(!volume.is_mounted());
+        assert!(
+            eventually(PATIENCE, || processes_naming(volume.point()).is_empty()),
+            "the daemon ends"
+        );
+    }
+}
+
+#[test]
+fn a_background_daemon_lets_go_of_the_terminal_and_the_directory() {
+    needs_mounts!();
+    let volume = Volume::new();
+    let elsewhere = common::temp_dir();
+    let output = volume
+        .kmsfs()
+        .current_dir(elsewhere.path())
+        .arg("mount")
+        .args([volume.backing(), volume.point()])
+        .stdin(Stdio::piped())
+        .output()
+        // `output` returns only once nobody holds the pipes any more.
+        .expect("kmsfs runs");
+    assert!(output.status.success(), "{}", said(&output));
+    for pid in processes_naming(volume.point()) {
+        let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+        assert_ne!(cwd, elsewhere.path(), "the daemon keeps its directory busy");
+        let session = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let session = session
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .nth(3)
+            .unwrap()
+            .to_owned();
+        let own = fs::read_to_string("/proc/self/stat").unwrap();
+        let own = own
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .nth(3)
+            .unwrap()
+            .to_owned();
+        assert_ne!(session, own, "a session of its own");
+    }
+    assert!(
+        volume
+            .run(&["umount", text(volume.point())])
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn a_background_mount_that_fails_says_so() {
+    needs_mounts!();
+    let volume = Volume::bare(None);
+    let output = volume.run(&["mount", text(volume.backing()), text(volume.point())]);
+    assert_refused(&output, &[]);
+    assert!(!volume.is_mounted());
+}
+
+#[test]
+fn a_relative_path_works_in_the_background() {
+    needs_mounts!();
+    let volume = Volume::new();
+    let mounted = volume
+        .kmsfs()
+        .current_dir(volume.root())
+        .args(["mount", "backing", "mnt"])
+        .output()
+        .unwrap();
+    assert!(mounted.status.success(), "{}", said(&mounted));
+    fs::write(volume.point().join("f"), b"x").unwrap();
+    let gone = volume
+        .kmsfs()
+        .current_dir(volume.root())
+        .args(["umount", "mnt"])
+        .output()
+        .unwrap();
+    assert!(gone.status.success(), "{}", said(&gone));
+    assert!(!volume.is_mounted());
+    assert!(eventually(PATIENCE, || processes_naming(Path::new("mnt")).is_empty()));
+}
+
+#[test]
+fn a_read_only_mount() {
+    needs_mounts!();
+    let mut mount = Mount::simple();
+    fs::write(mount.join("f"), b"contents").unwrap();
+    fs::create_dir(mount.join("d")).unwrap();
+    mount.remount_with(Options {
+        mount: "ro".into(),
+        ..Options::default()
+    });
+    assert!(
+        mount_line(mount.path())
+            .unwrap()
+            .split(' ')
+            .nth(5)
+            .unwrap()
+            .split(',')
+            .any(|option| option == "ro")
+    );
+    assert_eq!(fs::read(mount.join("f")).unwrap(), b"contents");
+    let errno = |error: std::io::Error| error.raw_os_error().unwrap();
+    assert_eq!(
+        errno(fs::write(mount.join("g"), b"").unwrap_err()),
+        libc::EROFS
+    );
+    assert_eq!(
+        errno(
+            File::options()
+                .write(true)
+                .open(mount.join("f"))
+                .unwrap_err()
+        ),
+        libc::EROFS
+    );
+    assert_eq!(
+        errno(fs::create_dir(mount.join("e")).unwrap_err()),
+        libc::EROFS
+    );
+    assert_eq!(
+        errno(fs::remove_file(mount.join("f")).unwrap_err()),
+        libc::EROFS
+    );
+    assert_eq!(
+        errno(fs::rename(mount.join("f"), mount.join("g")).unwrap_err()),
+        libc::EROFS
+    );
+}
+
+#[test]
+fn a_read_only_mount_writes_nothing_at_all() {
+    needs_mounts!();
+    let mut mount = Mount::simple();
+    for i in 0..10 {
+        fs::write(mount.join(format!("f{i}")), common::noise(i, 5000)).unwrap();
+    }
+    mount.remount_with(Options {
+        mount: "ro".into(),
+        ..Options::default()
+    });
+    let snapshot = |dir: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        let mut all: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| {
+                let metadata = entry.metadata().unwrap();
+                (
+                    entry.file_name(),
+                    metadata.mtime_nsec(),
+                    metadata.ctime_nsec(),
+                    metadata.len(),
+                )
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    let before = snapshot(mount.backing());
+    for i in 0..10 {
+        assert_eq!(
+            fs::read(mount.join(format!("f{i}"))).unwrap(),
+            common::noise(i, 5000)
+        );
+    }
+    let backing = mount.backing().to_owned();
+    assert_eq!(snapshot(&backing), before);
+}
+
+#[test]
+fn options_that_mount_takes_reach_the_kernel() {
+    needs_mounts!();
+    let options = Options {
+        mount: "nosuid,nodev,noexec,noatime".into(),
+        ..Options::default()
+    };
+    let mount = Mount::new(options);
+    let line = mount_line(mount.path()).unwrap();
+    let listed: Vec<&str> = line.split(' ').nth(5).unwrap().split(',').collect();
+    for option in ["nosuid", "nodev", "noexec", "noatime"] {
+        assert!(listed.contains(&option), "{option} is not in {line}");
+    }
+    let copy = mount.join("true");
+    fs::copy("/bin/true", &copy).unwrap();
+    assert_eq!(
+        Command::new(&copy).status().unwrap_err().raw_os_error(),
+        Some(libc::EACCES)
+    );
+}

@@ -1,0 +1,220 @@
+//! Memory, descriptors and threads of a daemon that has seen very many files.
+//! `KMSFS_FILES` says how many.
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Duration;
+
+use common::{
+    Mount, Options, descriptors_of, drop_caches, env_number, eventually, is_root, noise,
+    process_status, skip,
+};
+
+const MIB: u64 = 1024;
+
+fn make(dir: &Path, files: u64) {
+    for i in 0..files {
+        let sub = dir.join(format!("d{}", i / 1000));
+        if i % 1000 == 0 {
+            fs::create_dir(&sub).unwrap();
+        }
+        File::create(sub.join(format!("file number {i}"))).unwrap();
+    }
+}
+
+fn look_at_all(dir: &Path) -> u64 {
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| {
+            if entry.metadata().unwrap().is_dir() {
+                1 + look_at_all(&entry.path())
+            } else {
+                1
+            }
+        })
+        .sum()
+}
+
+#[test]
+fn two_hundred_thousand_files_looked_up() {
+    let files = env_number("KMSFS_FILES", 200_000);
+    let Some(mut mount) = Mount::real(Options {
+        deadline: Some(Duration::from_secs(3600)),
+        ..Options::default()
+    }) else {
+        return;
+    };
+    make(mount.path(), files);
+    mount.remount();
+    let fresh = descriptors_of(mount.pid());
+    for round in 0..2 {
+        assert_eq!(look_at_all(mount.path()), files + files.div_ceil(1000));
+        let (memory, peak) = (
+            process_status(mount.pid(), "VmRSS"),
+            process_status(mount.pid(), "VmHWM"),
+        );
+        println!(
+            "round {round}: {memory} KiB now, {peak} KiB at most, {} descriptors",
+            descriptors_of(mount.pid())
+        );
+        assert!(peak < 300 * MIB, "{peak} KiB resident");
+        let limit = limit_of(mount.pid());
+        let open = descriptors_of(mount.pid()) as u64;
+        assert!(
+            open < limit * 9 / 10,
+            "{open} descriptors of at most {limit}"
+        );
+    }
+    // Reading contents costs key-cache entries and buffers, not memory without end.
+    for i in 0..2000.min(files) {
+        fs::write(mount.join(format!("d0/contents {i}")), noise(i, 5000)).unwrap();
+    }
+    assert!(process_status(mount.pid(), "VmHWM") < 300 * MIB);
+    if is_root() {
+        drop_caches(3);
+        let freed = eventually(Duration::from_secs(20), || {
+            drop_caches(2);
+            descriptors_of(mount.pid()) < fresh + 200
+        });
+        assert!(
+            freed,
+            "{} descriptors after the kernel forgot everything",
+            descriptors_of(mount.pid())
+        );
+    }
+    let pid = mount.pid();
+    mount.unmount();
+    assert!(
+        !Path::new(&format!("/proc/{pid}")).exists(),
+        "a thread outlives the mount"
+    );
+    mount.start();
+}
+
+/// The daemon's own soft limit of open files.
+fn limit_of(pid: u32) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .expect("a limit");
+    line.split_whitespace()
+        .nth(3)
+        .unwrap()
+        .parse()
+        .unwrap_or(u64::MAX)
+}
+
+#[test]
+fn more_files_than_descriptors() {
+    if !is_root() {
+        return skip("without root the kernel has to be made to forget: not always possible");
+    }
+    let Some(mount) = Mount::real(Options {
+        descriptors: Some(512),
+        ..Options::default()
+    }) else {
+        return;
+    };
+    make(mount.path(), 5000);
+    assert_eq!(look_at_all(mount.path()), 5005);
+    // The kernel still knows all of them; every one can be used.
+    for i in (0..5000).step_by(7) {
+        let path = mount.join(format!("d{}/file number {i}", i / 1000));
+        fs::write(&path, i.to_string()).unwrap();
+    }
+    for i in (0..5000).step_by(7) {
+        let path = mount.join(format!("d{}/file number {i}", i / 1000));
+        assert_eq!(fs::read(&path).unwrap(), i.to_string().into_bytes());
+    }
+    // As many open at a time as the limit has room for, and an honest error
+    // for what is too many.
+    let mut open = Vec::new();
+    for i in 0..1000 {
+        match File::open(mount.join(format!("d0/file number {}", i * 7 % 1000))) {
+            Ok(file) => open.push(file),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap();
+                assert!([libc::EMFILE, libc::ENFILE].contains(&errno), "{error}");
+                break;
+            }
+        }
+    }
+    assert!(open.len() > 100, "only {} of 512", open.len());
+    drop(open);
+    assert_eq!(fs::read(mount.join("d0/file number 0")).unwrap(), b"0");
+}
+
+#[test]
+fn an_idle_mount_is_small() {
+    let Some(mount) = Mount::real(Options::default()) else {
+        return;
+    };
+    fs::write(mount.join("f"), noise(1, 100_000)).unwrap();
+    let pid = mount.pid();
+    println!(
+        "{} KiB, {} threads, {} descriptors",
+        process_status(pid, "VmRSS"),
+        process_status(pid, "Threads"),
+        descriptors_of(pid)
+    );
+    assert!(
+        process_status(pid, "VmRSS") < 60 * MIB,
+        "{} KiB",
+        process_status(pid, "VmRSS")
+    );
+    assert!(process_status(pid, "Threads") < 40);
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<u64> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|n| n.parse().unwrap())
+            .collect();
+        fields[0] + fields[1]
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(ticks() - before < 10, "an idle daemon is busy");
+}
+
+#[test]
+fn load_leaves_no_descriptors_behind() {
+    let Some(mount) = Mount::real(Options::default()) else {
+        return;
+    };
+    let work = |round: u64| {
+        for i in 0..100 {
+            let path = mount.join(format!("{round}-{i}"));
+            fs::write(&path, noise(i, 10_000)).unwrap();
+            assert_eq!(fs::read(&path).unwrap().len(), 10_000);
+            let _ = File::open(mount.join("missing"));
+            fs::rename(&path, mount.join("renamed")).unwrap();
+            fs::remove_file(mount.join("renamed")).unwrap();
+            fs::create_dir(mount.join("d")).unwrap();
+            assert_eq!(fs::read_dir(mount.join("d")).unwrap().count(), 0);
+            fs::remove_dir(mount.join("d")).unwrap();
+        }
+    };
+    work(0);
+    let before = descriptors_of(mount.pid());
+    for round in 1..6 {
+        work(round);
+    }
+    let settled = eventually(Duration::from_secs(10), || {
+        descriptors_of(mount.pid()) <= before + 5
+    });
+    assert!(
+        settled,
+        "{before} descriptors before, {} after",
+        descriptors_of(mount.pid())
+    );
+}

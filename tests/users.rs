@@ -1,0 +1,146 @@
+//! Mounts by users who aren't root, through fusermount3.
+
+#[path = "common/mod.rs"]
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use common::sys::as_user;
+use common::{
+    Mount, Options, PATIENCE, Volume, eventually, is_plain, is_root, mount_line, said, skip,
+};
+
+const USER: u32 = 65_534;
+
+/// A volume of the user's own; `None` where the user can't mount.
+fn volume() -> Option<Volume> {
+    if is_plain() {
+        skip("needs a kmsfs mount");
+        return None;
+    }
+    if !is_root() {
+        skip("needs root to become another user");
+        return None;
+    }
+    let installed = Command::new("fusermount3").arg("--version").output();
+    if !installed.is_ok_and(|output| output.status.success()) {
+        skip("needs fusermount3");
+        return None;
+    }
+    let volume = Volume::bare(None).owned_by(USER);
+    // Test binaries may lie where only root can reach them.
+    let reachable = volume.kmsfs().arg("--version").output();
+    if !reachable.is_ok_and(|output| output.status.success()) {
+        skip("the user can't reach the kmsfs binary");
+        return None;
+    }
+    volume.init(&[]);
+    Some(volume)
+}
+
+#[test]
+fn a_user_mounts_uses_and_unmounts() {
+    let Some(volume) = volume() else { return };
+    let mut mount = Mount::of(volume, Options::default());
+    as_user(USER, USER, &[], || {
+        fs::write(mount.join("f"), b"mine").unwrap();
+        fs::create_dir(mount.join("d")).unwrap();
+        std::os::unix::fs::symlink("f", mount.join("s")).unwrap();
+        let metadata = fs::metadata(mount.join("f")).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (USER, USER));
+    });
+    let point = mount.path().to_owned();
+    // The harness looks at the mount from outside: that is root, who may not.
+    assert_eq!(
+        File::open(point.join("f")).unwrap_err().raw_os_error(),
+        Some(libc::EACCES)
+    );
+    as_user(1234, 1234, &[], || {
+        assert_eq!(
+            fs::read_dir(&point).unwrap_err().raw_os_error(),
+            Some(libc::EACCES)
+        );
+    });
+    mount.remount();
+    as_user(USER, USER, &[], || {
+        assert_eq!(fs::read(mount.join("s")).unwrap(), b"mine");
+        fs::remove_file(mount.join("f")).unwrap();
+    });
+}
+
+#[test]
+fn a_user_mounts_in_the_background() {
+    let Some(volume) = volume() else { return };
+    let (backing, point) = (
+        volume.backing().to_str().unwrap(),
+        volume.point().to_str().unwrap(),
+    );
+    let output = volume.run(&["mount", backing, point]);
+    assert!(output.status.success(), "{}", said(&output));
+    let line = mount_line(volume.point()).expect("mounted");
+    assert!(line.contains(&format!("user_id={USER}")), "{line}");
+    assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
+    as_user(USER, USER, &[], || {
+        fs::write(volume.point().join("f"), b"x").unwrap()
+    });
+    let output = volume.run(&["umount", point]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(eventually(PATIENCE, || !volume.is_mounted()));
+}
+
+#[test]
+fn a_user_may_not_let_others_in_unless_the_host_allows() {
+    let Some(volume) = volume() else { return };
+    let allowed = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
+    if allowed
+        .lines()
+        .any(|line| line.trim() == "user_allow_other")
+    {
+        return skip("/etc/fuse.conf has user_allow_other");
+    }
+    let (backing, point) = (
+        volume.backing().to_str().unwrap(),
+        volume.point().to_str().unwrap(),
+    );
+    let output = volume.run(&["mount", "-o", "allow_other", backing, point]);
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("kmsfs: error: ") && text.contains("user_allow_other"),
+        "{text}"
+    );
+    assert!(!volume.is_mounted());
+}
+
+#[test]
+fn a_users_keystore_and_volume_are_private() {
+    let Some(volume) = volume() else { return };
+    let keystore = volume.root().join("keystore");
+    let metadata = fs::metadata(&keystore).unwrap();
+    assert_eq!(
+        (metadata.uid(), metadata.mode() & 0o077),
+        (USER, 0),
+        "the keystore"
+    );
+    let config = fs::metadata(volume.backing().join("kmsfs.json")).unwrap();
+    assert_eq!(config.uid(), USER);
+}
+
+#[test]
+fn many_files_of_a_user_survive_forgetting() {
+    let Some(volume) = volume() else { return };
+    let mount = Mount::of(volume, Options::default());
+    as_user(USER, USER, &[], || {
+        for i in 0..300 {
+            fs::write(mount.join(format!("f{i}")), common::noise(i, 2000)).unwrap();
+        }
+    });
+    common::drop_caches(3);
+    as_user(USER, USER, &[], || {
+        for i in 0..300 {
+            assert!(fs::read(mount.join(format!("f{i}"))).unwrap() == common::noise(i, 2000));
+        }
+    });
+}
