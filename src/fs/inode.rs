@@ -39,6 +39,9 @@ pub(super) struct Inode {
     pub(super) dir_id: OnceLock<DirId>,
     /// Handles through which the file may be written.
     pub(super) writers: AtomicUsize,
+    /// The other part of an overlong symlink target, once the link's last name
+    /// is gone and that part with it.
+    pub(super) overflow: OnceLock<Vec<u8>>,
 }
 
 /// What a lookup gives.
@@ -82,6 +85,7 @@ impl InodeTable {
             generation: 0,
             dir_id: OnceLock::new(),
             writers: AtomicUsize::new(0),
+            overflow: OnceLock::new(),
             fd: root,
         };
         let filesystem = dir::open_dir(&inode.fd, b".")?;
@@ -202,6 +206,7 @@ impl Fs {
             generation: attr::generation(stat),
             dir_id: OnceLock::new(),
             writers: AtomicUsize::new(0),
+            overflow: OnceLock::new(),
             fd,
         };
         let inode = self.inodes.insert(inode);
