@@ -162,8 +162,8 @@ impl Pair {
         let itself = parent == new_parent && from == to;
         let ours = self.fs().rename(parent, from, new_parent, &to, flags);
         let renamed = dir::rename(plain, from, &new_plain, &to, flags);
-        if let (Err(FsError::NotEmpty), Err(Errno::INVAL)) = (&ours, &renamed) {
-            // Into itself, which the kernel finds out before it asks.
+        if let (Err(_), Err(Errno::INVAL)) = (&ours, &renamed) {
+            // A directory into itself, which the kernel finds out before it asks.
             return Ok(());
         }
         if same(ours, renamed)?.is_some() && replaced && !itself {
