@@ -280,7 +280,10 @@ impl EncryptedFile {
             let (here, later) = rest.split_at(n);
             rest = later;
             let mut page = self.page_to_change(state, group)?;
-            for run in here.chunk_by(|a, b| a + 1 == *b) {
+            // A block that was once the last one can be shorter than the space
+            // it has, and the next one does not start where it ends.
+            let whole = |i: &u64| state.pending[i].ciphertext.len() == layout.block_size();
+            for run in here.chunk_by(|a, b| a + 1 == *b && whole(a)) {
                 let mut bufs: Vec<_> = run
                     .iter()
                     .map(|i| IoSlice::new(&state.pending[i].ciphertext))

@@ -124,12 +124,14 @@ impl Fs {
         let made = if matches!(new.mode & 0o170_000, 0o020_000 | 0o060_000) {
             run_as(Caller { uid: 0, gid: 0 }, new.umask, make).and_then(|()| {
                 let fd = dir::open_path(parent.fd()?, stored.entry())?;
+                let mode = dir::stat(&fd)?.stx_mode;
                 dir::chown(&fd, Some(new.caller.uid), None)?;
                 let setgid = u32::from(dir::stat(parent.fd()?)?.stx_mode) & 0o2000 != 0;
-                match setgid {
-                    true => Ok(()),
-                    false => dir::chown(&fd, None, Some(new.caller.gid)),
+                if !setgid {
+                    dir::chown(&fd, None, Some(new.caller.gid))?;
                 }
+                // A change of the owner takes suid and sgid bits away.
+                dir::chmod(&fd, mode.into())
             })
         } else {
             run_as(new.caller, new.umask, make)

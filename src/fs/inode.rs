@@ -46,6 +46,9 @@ pub(super) struct Inode {
     pub(super) dir_id: OnceLock<DirId>,
     /// Handles through which the file may be written.
     pub(super) writers: AtomicUsize,
+    /// The other part of an overlong symlink target, once the link's last name
+    /// is gone and that part with it.
+    pub(super) overflow: OnceLock<Vec<u8>>,
 }
 
 /// What a lookup gives.
@@ -82,6 +85,7 @@ impl Inode {
             used: AtomicBool::new(true),
             dir_id: OnceLock::new(),
             writers: AtomicUsize::new(0),
+            overflow: OnceLock::new(),
             table: table.clone(),
         })
     }

@@ -94,7 +94,8 @@ impl Fs {
         let new_parent = self.inodes.get(new_parent)?;
         let old = self.stored_name(&parent, name)?;
         let new = self.stored_name(&new_parent, new_name)?;
-        let replaces = flags & (NOREPLACE | EXCHANGE) == 0;
+        let itself = parent.ino == new_parent.ino && name == new_name;
+        let replaces = flags & (NOREPLACE | EXCHANGE) == 0 && !itself;
         let overflow = replaces
             .then(|| self.overflow_of(&new_parent, new.entry()))
             .flatten();
