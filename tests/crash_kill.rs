@@ -82,3 +82,25 @@ fn a_kill_while_nothing_runs_loses_nothing_that_was_closed_and_synced() {
         );
     }
 }
+
+#[test]
+fn the_same_load_without_any_crash() {
+    let Some(mut mount) = Mount::real(Options::default()) else {
+        return;
+    };
+    let rounds = env_number("KMSFS_LOAD_ROUNDS", 4);
+    let mut rng = Rng::from_env();
+    let mut writers = load::mixed(mount.path(), Crash::Kill);
+    for round in 1..=rounds {
+        let told = |error| -> u64 { panic!("round {round}: {error}") };
+        load::run(&mut writers, &mut rng, |plug| {
+            std::thread::sleep(Duration::from_millis(1500));
+            plug.pull();
+        })
+        .unwrap_or_else(told);
+        mount.remount();
+        load::check(mount.path(), &mut writers).unwrap_or_else(|error| {
+            told(error);
+        });
+    }
+}

@@ -182,9 +182,9 @@ fn garbage_in_place_of_files() {
     for index in 0..COUNT {
         let mut image = victims.originals[index].clone();
         match index % 8 {
-            // Whole files of noise or of one byte.
+            // Whole files of noise or of one byte; zeroes would be a forged hole.
             0 => image = rng.bytes(IMAGE),
-            1 => image.fill(u8::try_from(rng.below(256)).unwrap()),
+            1 => image.fill(1 + u8::try_from(rng.below(255)).unwrap()),
             // Noise in the header, the entries, the blocks.
             2 => image[..ENTRIES].copy_from_slice(&rng.bytes(ENTRIES)),
             3 => image[ENTRIES..HEAD].copy_from_slice(&rng.bytes(HEAD - ENTRIES)),

@@ -1,5 +1,6 @@
 //! Writers that change the contents of one file in place.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -21,6 +22,8 @@ pub struct Overwriter {
     size: History<u64>,
     /// Whether the file's name was durable before.
     exists: bool,
+    /// The latest steps.
+    steps: VecDeque<String>,
 }
 
 impl Overwriter {
@@ -34,6 +37,14 @@ impl Overwriter {
             blocks: (0..blocks).map(|_| zeroes()).collect(),
             size: History::new(0),
             exists: false,
+            steps: VecDeque::new(),
+        }
+    }
+
+    fn note(&mut self, step: String) {
+        self.steps.push_back(step);
+        if self.steps.len() > 30 {
+            self.steps.pop_front();
         }
     }
 
@@ -61,6 +72,7 @@ impl Overwriter {
 
     fn write(&mut self, at: u64, len: u64) -> io::Result<()> {
         self.version += 1;
+        self.note(format!("write {at}+{len} version {}", self.version));
         let (number, version) = (self.number, self.version);
         let mut data = Vec::new();
         self.change(at, len, |index, state, range| {
@@ -74,6 +86,7 @@ impl Overwriter {
 
     fn truncate(&mut self, size: u64) -> io::Result<()> {
         let end = (self.blocks.len() * BLOCK) as u64;
+        self.note(format!("truncate {} to {size}", self.size.last()));
         // The size changes at once, while an earlier write may still wait in
         // the page cache: the cut can meet any of the states before it.
         let partial = &mut self.blocks[usize::try_from(size).expect("small") / BLOCK];
@@ -92,6 +105,7 @@ impl Overwriter {
         if len == 0 {
             return Ok(());
         }
+        self.note(format!("punch {at}+{len} of {}", self.size.last()));
         self.change(at, len, |_, state, range| state[range].fill(0));
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(self.file()?, mode, at, len)?)
@@ -104,6 +118,7 @@ impl Overwriter {
         } else {
             file.sync_all()?
         };
+        self.note("sync".to_owned());
         if plug.holds() {
             self.exists = true;
             self.size.synced();
@@ -127,6 +142,11 @@ impl Overwriter {
 }
 
 impl Writer for Overwriter {
+    fn recent(&self) -> String {
+        let steps: Vec<&str> = self.steps.iter().map(String::as_str).collect();
+        format!("\n{}, lately: {}", self.path.display(), steps.join("; "))
+    }
+
     fn close(&mut self) {
         self.file = None;
     }
@@ -203,6 +223,7 @@ impl Writer for Overwriter {
         }
         self.size = History::new(size);
         self.exists = true;
+        self.note(format!("CRASH, {size} bytes found"));
         Ok(())
     }
 }

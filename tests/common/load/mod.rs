@@ -42,6 +42,10 @@ impl Plug {
 pub trait Writer: Send {
     /// Takes one more step.
     fn step(&mut self, rng: &mut Rng, plug: &Plug) -> io::Result<()>;
+    /// What it did lately, for messages.
+    fn recent(&self) -> String {
+        String::new()
+    }
     /// Closes what is still open, after the crash.
     fn close(&mut self) {}
     /// Judges what is found after a crash and goes on from there.
@@ -99,7 +103,10 @@ fn run_one(writer: &mut dyn Writer, rng: &mut Rng, plug: &Plug) -> Result<u64, S
         match writer.step(rng, plug) {
             Ok(()) => steps += 1,
             Err(_) if !plug.holds() => break,
-            Err(error) => return Err(format!("a step failed before the crash: {error}")),
+            Err(error) => {
+                let recent = writer.recent();
+                return Err(format!("a step failed before the crash: {error}{recent}"));
+            }
         }
     }
     Ok(steps)
@@ -108,7 +115,9 @@ fn run_one(writer: &mut dyn Writer, rng: &mut Rng, plug: &Plug) -> Result<u64, S
 /// Checks every writer's files and that everything else can be read.
 pub fn check(root: &Path, writers: &mut [Box<dyn Writer>]) -> Result<(), String> {
     for writer in writers {
-        writer.check()?;
+        writer
+            .check()
+            .map_err(|error| format!("{error}{}", writer.recent()))?;
     }
     read_everything(root).map(drop)
 }
