@@ -280,7 +280,12 @@ impl EncryptedFile {
             let (here, later) = rest.split_at(n);
             rest = later;
             let mut page = self.page_to_change(state, group)?;
-            for run in here.chunk_by(|a, b| a + 1 == *b) {
+            // A block that was the last one when it was recorded can be a short one
+            // in the middle by now: what follows it doesn't follow its bytes.
+            let adjoins = |a: &u64, b: &u64| {
+                a + 1 == *b && state.pending[a].ciphertext.len() == layout.block_size()
+            };
+            for run in here.chunk_by(adjoins) {
                 let mut bufs: Vec<_> = run
                     .iter()
                     .map(|i| IoSlice::new(&state.pending[i].ciphertext))
