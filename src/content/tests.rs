@@ -476,3 +476,23 @@ fn a_revoke_does_not_outrun_the_truncation() {
     let content = read_all(&file);
     assert!(content.is_ok(), "{content:?}");
 }
+
+/// Found by fsx: a short last block waits in the journal, the file grows, and the
+/// block after it comes to wait as well. Both are put in place at once.
+#[test]
+fn a_short_pending_block_does_not_shift_the_next() {
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    let journal = file.volume.journal.clone().unwrap();
+    file.write(0, &[1; 53]).unwrap();
+    file.punch(13, 40, true).unwrap();
+    file.set_size(3 * 4096).unwrap();
+    file.write(4096, &[2; 4096]).unwrap();
+    file.write(4096, &[3; 4096]).unwrap();
+    file.sync(true).unwrap();
+    journal.checkpoint().unwrap();
+    let mut expected = vec![0; 3 * 4096];
+    expected[..13].fill(1);
+    expected[4096..2 * 4096].fill(3);
+    assert_eq!(read_all(&file).unwrap(), expected);
+}
