@@ -21,25 +21,32 @@ const LAYERS: [&[&str]; 6] = [
 const WITHIN: [(&str, &str); 1] = [("keys", "crypto")];
 
 /// Each dependency and the only modules that may use it.
-const USERS: [(&str, &[&str]); 17] = [
+const USERS: [(&str, &[&str]); 20] = [
     ("aes_siv", &["crypto"]),
     ("argon2", &["keys"]),
     ("aws_lc_rs", &["crypto", "keys"]),
+    ("bytes", &["keys"]),
     ("clap", &["cli"]),
     ("crc32fast", &["format"]),
     ("fuser", &["fuse"]),
-    ("hmac", &["crypto"]),
+    // Also a module of aws_lc_rs.
+    ("hmac", &["crypto", "keys"]),
     ("hkdf", &["crypto"]),
     ("libc", &["backing", "sys"]),
     ("lru", &["keys", "fs"]),
+    ("p12_keystore", &["keys"]),
     ("reqwest", &["keys"]),
     ("rustix", &["backing", "sys", "fs", "fuse", "cli"]),
+    ("rustls", &["keys"]),
     ("serde", &["format", "keys", "cli"]),
     ("serde_json", &["format", "keys", "cli"]),
     ("sha2", &["crypto"]),
     ("signal_hook", &["fuse", "cli"]),
     ("tokio", &["keys"]),
 ];
+
+/// Dependencies that only the providers of remote services may use.
+const REMOTE: [&str; 5] = ["bytes", "p12_keystore", "reqwest", "rustls", "tokio"];
 
 /// Where `unsafe` may stand.
 const UNSAFE: [&str; 2] = ["backing", "sys"];
@@ -328,6 +335,25 @@ fn dependencies_stay_in_their_modules() {
         }
     }
     complaints.dedup();
+    report(complaints);
+}
+
+#[test]
+fn only_remote_providers_are_asynchronous() {
+    let mut complaints = Vec::new();
+    for source in sources("src") {
+        if source.path.starts_with("src/keys/kms") {
+            continue;
+        }
+        for (at, word) in words(&source.code) {
+            let rest = &source.code[at + word.len()..];
+            let first = !source.code[..at].ends_with("::");
+            let remote = REMOTE.contains(&word) && first && rest.starts_with("::");
+            if remote || ["async", "await"].contains(&word) {
+                complaints.push(format!("{}: {word}", source.path.display()));
+            }
+        }
+    }
     report(complaints);
 }
 

@@ -1,5 +1,6 @@
-//! `kmsfs key`: the keys of the embedded provider.
+//! `kmsfs key`: the keys of the embedded provider, and a test for any key.
 
+mod check;
 mod output;
 
 use std::os::fd::RawFd;
@@ -8,11 +9,11 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::cli::passphrase::{PassphraseArguments, source};
-use crate::cli::{Failure, print};
+use crate::cli::{ExitCode, Failure, print};
 use crate::keys::local::{Argon2Cost, Keystore, NewProtection, State};
 use crate::keys::uri::{KeyUri, LocalUri};
 
-/// Manage the keys of the embedded provider
+/// Manage the keys of the embedded provider, and test any key
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
 pub(super) struct Arguments {
@@ -88,6 +89,7 @@ memory until their time is over.")]
   kmsfs key passwd private --keyfile
   kmsfs key passwd private --passphrase-fd 3 --new-passphrase-fd 3 3<two-lines")]
     Passwd(Passwd),
+    Check(check::Arguments),
 }
 
 #[derive(Args)]
@@ -135,7 +137,7 @@ impl Cost {
             parallelism: self.argon2_parallelism.unwrap_or(default.parallelism),
         };
         cost.check()
-            .map_err(|problem| Failure::new(crate::cli::ExitCode::Usage, problem))?;
+            .map_err(|problem| Failure::new(ExitCode::Usage, problem))?;
         Ok(cost)
     }
 }
@@ -223,6 +225,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             print(&format!("key local:{name} is deleted\n"))
         }
         Command::Passwd(passwd) => change_protection(&place, &passwd),
+        Command::Check(arguments) => check::run(&arguments),
     }
 }
 
@@ -237,8 +240,14 @@ impl Place {
     /// The keystore and the key's name in it, from `NAME` or `local:NAME…`.
     fn resolve(&self, text: &str) -> Result<(Keystore, String), Failure> {
         let mut uri = if text.contains(':') {
-            let KeyUri::Local(uri) = KeyUri::parse(text)?;
-            uri
+            match KeyUri::parse(text)? {
+                KeyUri::Local(uri) => uri,
+                KeyUri::Alibaba(uri) => {
+                    let problem = format!("{uri} is not a key of the embedded provider");
+                    return Err(Failure::new(ExitCode::KeyConfiguration, problem)
+                        .hint("its own service manages it; kmsfs key check tests it"));
+                }
+            }
         } else {
             LocalUri::named(text)?
         };

@@ -23,12 +23,7 @@ pub use passphrase::PassphraseArguments;
 
 /// A transparent encrypted filesystem: every file under its own data key
 #[derive(Parser)]
-#[command(
-    name = "kmsfs",
-    version,
-    disable_version_flag = true,
-    disable_help_subcommand = true
-)]
+#[command(name = "kmsfs", version, disable_help_subcommand = true)]
 #[command(arg_required_else_help = true)]
 #[command(after_help = "exit codes: see docs/EXIT_CODES.md")]
 struct Arguments {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::{ExitCode, Failure, PassphraseArguments, logging};
@@ -24,6 +24,9 @@ const EXAMPLES: &str = "examples:
 
 /// How long to wait for an earlier mount of the volume that is just ending.
 const ENDING: Duration = Duration::from_secs(20);
+
+/// How long programs that use the mount may go on after a signal to end it.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Show an encrypted volume as a plain directory
 #[derive(Args)]
@@ -105,7 +108,7 @@ fn serve(
     let mounted = open(arguments, options, backing)?;
     let source = backing.display().to_string();
     let session = Session::mount(mounted, mountpoint, &source, options)?;
-    unmount_on_signals(mountpoint.to_owned())
+    unmount_on_signals(mountpoint.to_owned(), session.mounted())
         .map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))?;
     if !arguments.foreground {
         ready
@@ -205,20 +208,35 @@ pub(super) fn refuse_keystore_inside(keys: &[String], backing: &Path) -> Result<
     Ok(())
 }
 
-/// SIGTERM and SIGINT unmount; the session then ends by itself.
-fn unmount_on_signals(mountpoint: PathBuf) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+/// SIGTERM, SIGINT and SIGHUP unmount; the session then ends by itself. If the
+/// mount is in use it is detached, and its users get a moment to finish.
+fn unmount_on_signals(mountpoint: PathBuf, mounted: Arc<Mounted>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     thread::spawn(move || {
         for signal in signals.forever() {
             log::info!("signal {signal}: unmounting {}", mountpoint.display());
-            let result = host::unmount(&mountpoint, false).or_else(|error| {
-                // In use: gone from sight now, and ended once that ends.
-                log::warn!("{}: {error}; detaching it", mountpoint.display());
-                host::unmount(&mountpoint, true)
-            });
-            if let Err(error) = result {
-                log::error!("{}: {error}", mountpoint.display());
+            // What the kernel holds has to come here before anything ends.
+            if let Err(error) = host::sync(&mountpoint) {
+                log::warn!("{}: {error}", mountpoint.display());
             }
+            let Err(error) = host::unmount(&mountpoint, false) else {
+                continue;
+            };
+            log::warn!("{}: {error}; detaching it", mountpoint.display());
+            if let Err(error) = host::unmount(&mountpoint, true) {
+                log::error!("{}: {error}", mountpoint.display());
+                continue;
+            }
+            thread::sleep(GRACE);
+            log::warn!("{}: still in use; ending", mountpoint.display());
+            let code = match mounted.make_durable() {
+                Ok(()) => 0,
+                Err(error) => {
+                    log::error!("{error}");
+                    ExitCode::Io as i32
+                }
+            };
+            std::process::exit(code);
         }
     });
     Ok(())

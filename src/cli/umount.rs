@@ -8,7 +8,6 @@ use clap::Args;
 
 use crate::backing::dir;
 use crate::cli::{ExitCode, Failure};
-use crate::format::config::CONFIG_NAME;
 use crate::sys::mount::{self as host, MountedAt};
 
 const EXAMPLES: &str = "examples:
@@ -71,10 +70,9 @@ fn absolute(path: &Path) -> PathBuf {
 
 /// The daemon holds the volume's lock until all is durable.
 fn wait_for_daemon(mount: &MountedAt) {
-    let config = Path::new(&mount.source).join(CONFIG_NAME);
     let patience = Instant::now() + PATIENCE;
     while Instant::now() < patience {
-        match std::fs::File::open(&config) {
+        match std::fs::File::open(&mount.source) {
             Ok(file) if dir::lock(&file).is_err() => thread::sleep(Duration::from_millis(10)),
             _ => return,
         }

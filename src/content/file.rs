@@ -1,6 +1,6 @@
 //! An open encrypted file: what its handles share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -29,6 +29,9 @@ pub struct EncryptedFile {
     /// Changes were made in place that no `fdatasync` of the backing file has
     /// covered yet.
     pub(super) unsynced: AtomicBool,
+    /// Groups of which a crash left entries that fit no block, and that are
+    /// still in the backing file.
+    pub(super) settled: Mutex<BTreeSet<u64>>,
     ciphers: Mutex<[CachedCipher; CIPHERS]>,
 }
 
@@ -55,6 +58,11 @@ pub(super) struct State {
     /// Blocks were cut off or punched out, and the file not synced since: see
     /// `before_reuse`.
     pub(super) freed: bool,
+    /// The journal has records of blocks from this one on, which were cut off.
+    pub(super) revoke_from: Option<u64>,
+    /// No entries of blocks past the end are left in the backing file: see
+    /// `clean_end`.
+    pub(super) end_clean: bool,
     /// A failure to put pending blocks in place, to be told at the next sync.
     pub(super) deferred: Option<ContentError>,
 }
@@ -86,6 +94,12 @@ impl EncryptedFile {
         writable: bool,
     ) -> Result<Arc<Self>> {
         let backing_len = backing.len()?;
+        let end = volume
+            .layout()
+            .block_count(volume.layout().plain_len(backing_len));
+        let journal = volume.journal.as_ref();
+        let revoke_from = journal.filter(|j| j.has_records_from(ino, end));
+        let revoke_from = revoke_from.map(|_| end);
         let mut identity = None;
         let mut pages = Pages::default();
         if backing_len > 0 {
@@ -112,10 +126,13 @@ impl EncryptedFile {
                 pending_since: Instant::now(),
                 last_record: 0,
                 freed: false,
+                revoke_from,
+                end_clean: backing_len == 0,
                 deferred: None,
             }),
             pages: Mutex::new(pages),
             unsynced: AtomicBool::new(false),
+            settled: Mutex::default(),
             ciphers: Mutex::default(),
             volume,
         }))
@@ -155,12 +172,12 @@ impl EncryptedFile {
     }
 
     /// Makes all earlier changes durable, or with `data_only` all but times
-    /// and modes.
+    /// and modes. Says whether the storage that the file takes has changed.
     ///
     /// # Errors
     /// Those of the backing storage, including earlier ones that no operation
     /// has reported.
-    pub fn sync(&self, data_only: bool) -> Result<()> {
+    pub fn sync(&self, data_only: bool) -> Result<bool> {
         let (backing, record, pending) = {
             let state = self.state.read();
             let pending = !state.pending.is_empty();
@@ -184,7 +201,8 @@ impl EncryptedFile {
         if pending {
             self.apply(record);
         }
-        self.take_deferred()
+        self.take_deferred()?;
+        Ok(unsynced)
     }
 
     /// Reports an earlier failure that no operation has reported yet.
@@ -193,6 +211,18 @@ impl EncryptedFile {
             return Ok(());
         }
         self.state.write().deferred.take().map_or(Ok(()), Err)
+    }
+
+    /// Runs `change` while no blocks are put in place, which puts the file's
+    /// modification time back to what it was before.
+    pub fn with_times_at_rest<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _state = self.state.write();
+        change()
+    }
+
+    /// A failure that no operation has reported yet.
+    pub(super) fn deferred(&self) -> Option<ContentError> {
+        self.state.read().deferred.clone()
     }
 
     /// How long the oldest pending block may have been waiting.

@@ -17,9 +17,11 @@
 //! 2. A journal is retired (generation 0, flushed) only after all its blocks
 //!    are in place and their files flushed; and before the other one is, so a
 //!    stale record never meets a block whose newer record is gone.
-//! 3. Blocks that are cut off or punched out revoke their records. The revoke
-//!    is durable at the latest when the file is next synced, which is when
-//!    anything may rely on what replaced them.
+//! 3. Records of blocks that were cut off or punched out are revoked, but not
+//!    before the cut or the cleared entries are durable: until then a power cut
+//!    brings the blocks back, and they may need their records. The revoke is
+//!    durable at the latest when the file is next synced, which is when anything
+//!    may rely on what replaced them.
 
 use std::collections::HashMap;
 use std::io::IoSlice;
@@ -65,8 +67,9 @@ pub struct BlockRecord {
 
 /// A file that has records in a journal.
 struct Touched {
-    file: FileId,
     backing: Arc<dyn BackingFile>,
+    /// One more than the last block with a record that is in force; 0 for none.
+    end: u64,
 }
 
 /// One of the two journal files.
@@ -90,6 +93,11 @@ struct State {
     sequence: u64,
     page: JournalPage,
     last_append: Instant,
+    /// Why the last checkpoint failed, until one succeeds.
+    failed: Option<ContentError>,
+    /// A flush failed. The kernel has then dropped what it could not write, so
+    /// no later flush may claim that it is there.
+    broken: Option<Errno>,
 }
 
 /// The journal of a mounted volume.
@@ -133,14 +141,13 @@ impl Journal {
         page.generation = fresh_generation();
         segments[0].write_page(&page)?;
         segments[0].generation = page.generation;
+        segments[0].backing.sync(false)?;
         let other = JournalPage {
             generation: 0,
             ..page.clone()
         };
         segments[1].write_page(&other)?;
-        for segment in &segments {
-            segment.backing.sync(false)?;
-        }
+        segments[1].backing.sync(false)?;
         Ok(Arc::new(Self {
             state: Mutex::new(State {
                 segments,
@@ -148,6 +155,8 @@ impl Journal {
                 sequence: 1,
                 page,
                 last_append: Instant::now(),
+                failed: None,
+                broken: None,
             }),
             durable: AtomicU64::new(0),
             flushing: Mutex::new(()),
@@ -184,14 +193,13 @@ impl Journal {
             record.encode(&block.ciphertext, &mut out);
         }
         state.segments[active].append(&out)?;
-        state.segments[active]
-            .touched
-            .entry(ino)
-            .and_modify(|t| t.file = file)
-            .or_insert_with(|| Touched {
-                file,
-                backing: backing.clone(),
-            });
+        let touched = state.segments[active].touched.entry(ino);
+        let touched = touched.or_insert_with(|| Touched {
+            backing: backing.clone(),
+            end: 0,
+        });
+        let end = blocks.iter().map(|b| b.index + 1).max();
+        touched.end = touched.end.max(end.unwrap_or(0));
         state.sequence += blocks.len() as u64;
         state.last_append = Instant::now();
         if state.segments[active].end > SOFT {
@@ -200,14 +208,26 @@ impl Journal {
         Ok(first)
     }
 
+    /// Whether records of a file's block `first` or later ones are in force.
+    pub(super) fn has_records_from(&self, ino: u64, first: u64) -> bool {
+        let state = self.state.lock();
+        let mut touched = state.segments.iter().filter_map(|s| s.touched.get(&ino));
+        touched.any(|t| t.end > first)
+    }
+
     /// Makes earlier records of blocks `first ..= last` of a file void; gives
     /// the record's number if there are any such records.
-    pub(super) fn revoke(&self, ino: u64, first: u64, last: u64) -> Result<Option<u64>> {
+    pub(super) fn revoke(
+        &self,
+        ino: u64,
+        file: FileId,
+        first: u64,
+        last: u64,
+    ) -> Result<Option<u64>> {
         let mut state = self.state.lock();
-        let touched = state.segments.iter().find_map(|s| s.touched.get(&ino));
-        let Some(file) = touched.map(|t| t.file) else {
+        if !state.segments.iter().any(|s| s.touched.contains_key(&ino)) {
             return Ok(None);
-        };
+        }
         let active = state.active;
         let record = Record {
             generation: state.segments[active].generation,
@@ -221,6 +241,13 @@ impl Journal {
         let mut out = Vec::new();
         record.encode(&[], &mut out);
         state.segments[active].append(&out)?;
+        if last == u64::MAX {
+            for segment in &mut state.segments {
+                if let Some(touched) = segment.touched.get_mut(&ino) {
+                    touched.end = touched.end.min(first);
+                }
+            }
+        }
         state.sequence += 1;
         state.last_append = Instant::now();
         Ok(Some(record.sequence))
@@ -240,6 +267,9 @@ impl Journal {
         }
         let (newest, dirty) = {
             let mut state = self.state.lock();
+            if let Some(error) = state.broken {
+                return Err(error.into());
+            }
             let mut dirty = Vec::new();
             for (i, segment) in state.segments.iter_mut().enumerate() {
                 if std::mem::take(&mut segment.dirty) {
@@ -248,9 +278,14 @@ impl Journal {
             }
             (state.sequence - 1, dirty)
         };
-        for (i, backing) in dirty {
+        for (at, (_, backing)) in dirty.iter().enumerate() {
             if let Err(error) = backing.sync(true) {
-                self.state.lock().segments[i].dirty = true;
+                log::error!("journal: {error}; no overwrite is safe until a new mount");
+                let mut state = self.state.lock();
+                state.broken = Some(error);
+                for (i, _) in &dirty[at..] {
+                    state.segments[*i].dirty = true;
+                }
                 return Err(error.into());
             }
         }
@@ -265,12 +300,19 @@ impl Journal {
 
     /// Waits while the journal is so long that it must be checkpointed first.
     /// Not to be called with a file locked.
-    pub(super) fn wait_for_room(&self) {
+    ///
+    /// # Errors
+    /// Why it can't be: the storage of some file refuses what was written to it.
+    pub(super) fn wait_for_room(&self) -> Result<()> {
         let mut state = self.state.lock();
         while state.segments[state.active].end > HARD {
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
             let timeout = Duration::from_secs(1);
             self.room.wait_for(&mut state, timeout);
         }
+        Ok(())
     }
 
     /// Makes every overwrite durable and puts it in place; gives the newest
@@ -279,6 +321,13 @@ impl Journal {
     /// # Errors
     /// Those of the flush.
     pub fn commit(&self) -> Result<u64> {
+        // A checkpoint must not retire records whose blocks are in the hands of
+        // another commit.
+        let _turn = self.checkpointing.lock();
+        self.commit_in_turn()
+    }
+
+    fn commit_in_turn(&self) -> Result<u64> {
         let newest = self.state.lock().sequence - 1;
         self.flush(newest)?;
         let files: Vec<_> = self.pending.lock().drain().collect();
@@ -304,14 +353,12 @@ impl Journal {
     pub fn checkpoint(&self) -> Result<()> {
         let _turn = self.checkpointing.lock();
         let old = self.rotate()?;
-        let newest = self.commit()?;
+        let newest = self.commit_in_turn()?;
         // A file whose blocks could not be put in place keeps the journal.
-        if self
-            .pending_files()
-            .iter()
-            .any(|f| f.oldest_pending() <= Some(newest) && f.oldest_pending().is_some())
-        {
-            return Err(ContentError::Backing(Errno::IO));
+        for file in self.pending_files() {
+            if file.oldest_pending().is_some_and(|oldest| oldest <= newest) {
+                return Err(file.deferred().unwrap_or(Errno::IO.into()));
+            }
         }
         let files: Vec<_> = {
             let state = self.state.lock();
@@ -372,6 +419,12 @@ impl Journal {
         Ok(old)
     }
 
+    /// A checkpoint that is interrupted after its first step.
+    #[cfg(test)]
+    pub(super) fn rotate_for_test(&self) {
+        self.rotate().unwrap();
+    }
+
     /// Makes a waiting [`Self::maintain`] return now.
     pub fn wake(&self) {
         self.work.notify_all();
@@ -394,7 +447,10 @@ impl Journal {
             (state.last_append.elapsed(), long, any)
         };
         let result = if long || (any && idle > IDLE) {
-            self.checkpoint()
+            let result = self.checkpoint();
+            self.state.lock().failed = result.clone().err();
+            self.room.notify_all();
+            result
         } else {
             self.commit_if_old()
         };

@@ -13,6 +13,8 @@ mod settle;
 mod write;
 
 #[cfg(test)]
+mod mem_file;
+#[cfg(test)]
 mod tests;
 
 pub use file::EncryptedFile;

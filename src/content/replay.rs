@@ -53,11 +53,11 @@ struct FileRecords {
     revokes: Vec<(u64, u64, u64)>,
 }
 
-/// Reads both journals and puts what they hold in place and on the disk.
+/// Reads both journals, puts what they hold in place and on the disk, and
+/// empties them.
 ///
 /// # Errors
-/// Those of the backing storage. The journals are untouched; trying again is
-/// safe.
+/// Those of the backing storage. Trying again is safe.
 pub fn replay(
     journals: &[Arc<dyn BackingFile>; 2],
     volume: VolumeId,
@@ -68,9 +68,10 @@ pub fn replay(
     let mut recovered = Recovered::default();
     let mut files: HashMap<(u64, FileId), FileRecords> = HashMap::new();
     let mut moved = false;
-    for journal in journals {
+    let mut newest = [None; 2];
+    for (journal, newest) in journals.iter().zip(&mut newest) {
         let bytes = read_all(journal.as_ref())?;
-        let Some(page) = JournalPage::decode(&bytes, sha256).filter(|p| p.volume == volume) else {
+        let Some(page) = JournalPage::decode(&bytes, sha256)?.filter(|p| p.volume == volume) else {
             continue;
         };
         recovered.epoch = recovered.epoch.max(page.epoch);
@@ -86,11 +87,42 @@ pub fn replay(
             recovered.unclean.push(page.epoch);
         }
         moved |= page.root_ino != root_ino;
-        collect(&bytes[PAGE..], page.generation, &mut files);
+        *newest = collect(&bytes[PAGE..], page.generation, &mut files);
     }
     files.retain(|_, records| records.drop_revoked());
+    recovered.blocks = put_all_in_place(files, layout, moved, finder)?;
+    // Records must not outlive those that replaced or revoked them.
+    let order = if newest[0] > newest[1] {
+        [1, 0]
+    } else {
+        [0, 1]
+    };
+    for at in order {
+        if newest[at].is_some() {
+            let page = JournalPage {
+                volume,
+                generation: 0,
+                epoch: recovered.epoch,
+                root_ino,
+                unclean: recovered.unclean.clone(),
+            };
+            journals[at].write_at(&mut [IoSlice::new(&page.encode(sha256))], 0)?;
+            journals[at].sync(true)?;
+        }
+    }
+    Ok(recovered)
+}
+
+/// Finds the files and puts their blocks in place; gives the number of blocks.
+fn put_all_in_place(
+    files: HashMap<(u64, FileId), FileRecords>,
+    layout: Layout,
+    moved: bool,
+    finder: &mut dyn Finder,
+) -> Result<usize> {
+    let mut blocks = 0;
     if files.is_empty() {
-        return Ok(recovered);
+        return Ok(0);
     }
     if moved {
         let mut by_id: HashMap<FileId, FileRecords> =
@@ -99,11 +131,11 @@ pub fn replay(
             if let Some(header) = header_of(file.as_ref(), layout)?
                 && let Some(records) = by_id.remove(&header.file)
             {
-                recovered.blocks += put_in_place(file.as_ref(), layout, &records)?;
+                blocks += put_in_place(file.as_ref(), layout, &records)?;
             }
             Ok(())
         })?;
-        return Ok(recovered);
+        return Ok(blocks);
     }
     let inodes = files.keys().map(|(ino, _)| *ino).collect();
     let found = finder.by_inode(&inodes)?;
@@ -112,10 +144,10 @@ pub fn replay(
         if let Some(file) = found.get(&ino)
             && header_of(file.as_ref(), layout)?.is_some_and(|h| h.file == id)
         {
-            recovered.blocks += put_in_place(file.as_ref(), layout, &records)?;
+            blocks += put_in_place(file.as_ref(), layout, &records)?;
         }
     }
-    Ok(recovered)
+    Ok(blocks)
 }
 
 impl FileRecords {
@@ -138,9 +170,16 @@ fn read_all(file: &dyn BackingFile) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn collect(mut bytes: &[u8], generation: u64, files: &mut HashMap<(u64, FileId), FileRecords>) {
+/// Adds the records of one journal to `files`; gives the newest one's number.
+fn collect(
+    mut bytes: &[u8],
+    generation: u64,
+    files: &mut HashMap<(u64, FileId), FileRecords>,
+) -> Option<u64> {
+    let mut newest = None;
     while let Some((record, payload, len)) = Record::decode(bytes, generation) {
         bytes = &bytes[len..];
+        newest = newest.max(Some(record.sequence));
         let records = files.entry((record.ino, record.file)).or_default();
         match record.kind {
             RecordKind::Block(entry) => {
@@ -160,6 +199,7 @@ fn collect(mut bytes: &[u8], generation: u64, files: &mut HashMap<(u64, FileId),
             }
         }
     }
+    newest
 }
 
 fn header_of(file: &dyn BackingFile, layout: Layout) -> Result<Option<Header>> {

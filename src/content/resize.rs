@@ -1,8 +1,11 @@
 //! Truncation, hole punching and preallocation.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use crate::format::meta::MetaPage;
 
 use super::file::{EncryptedFile, State};
 use super::{ContentError, Result};
@@ -17,11 +20,12 @@ impl EncryptedFile {
         let backing_len = self.layout().backing_len(size);
         let backing_len = backing_len.ok_or(ContentError::TooLarge)?;
         if let Some(journal) = &self.volume.journal {
-            journal.wait_for_room();
+            journal.wait_for_room()?;
         }
         let mut state = self.state.write();
         if size >= state.size {
             if size > state.size {
+                self.clean_end(&mut state)?;
                 self.before_reuse(&mut state)?;
                 self.unsynced.store(true, Ordering::Release);
                 state.backing.set_len(backing_len)?;
@@ -37,7 +41,7 @@ impl EncryptedFile {
         let kept = layout.block_count(size);
         self.shorten_tail(state, size)?;
         self.unsynced.store(true, Ordering::Release);
-        self.revoke(state, kept, u64::MAX)?;
+        drop_pending(state, kept, u64::MAX);
         if size > 0 {
             let (group, at) = layout.group_of(kept);
             self.clear_entries(state, group, at, usize::MAX)?;
@@ -45,6 +49,12 @@ impl EncryptedFile {
         state.backing.set_len(backing_len)?;
         state.size = size;
         state.freed = size > 0;
+        let cut_off = |group: &u64| layout.meta_offset(*group) >= backing_len;
+        self.settled.lock().retain(|group| !cut_off(group));
+        let journal = self.volume.journal.as_ref();
+        if journal.is_some_and(|j| j.has_records_from(self.ino, kept)) {
+            state.revoke_from = Some(state.revoke_from.map_or(kept, |first| first.min(kept)));
+        }
         self.pages.lock().clear();
         if size == 0 {
             // The empty file has no header; this one's id and key serve again.
@@ -96,7 +106,7 @@ impl EncryptedFile {
             return Err(ContentError::TooLarge);
         };
         if let Some(journal) = &self.volume.journal {
-            journal.wait_for_room();
+            journal.wait_for_room()?;
         }
         {
             let mut state = self.state.write();
@@ -153,7 +163,7 @@ impl EncryptedFile {
     fn free_blocks(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
         let layout = self.layout();
         self.unsynced.store(true, Ordering::Release);
-        self.revoke(state, first, last - 1)?;
+        drop_pending(state, first, last - 1);
         // A pending last block would have made the backing file this long.
         let backing_len = layout.backing_len(state.size).expect("of this size");
         if state.backing.len()? < backing_len {
@@ -173,6 +183,7 @@ impl EncryptedFile {
             return Ok(());
         }
         state.backing.sync(true)?;
+        self.revoke(state, first, last - 1)?;
         state.freed = true;
         let mut index = first;
         while index < last {
@@ -211,15 +222,13 @@ impl EncryptedFile {
         Ok(true)
     }
 
-    /// Forgets pending blocks `first ..= last` and makes the journal forget
-    /// them too.
+    /// Makes the journal's records of blocks `first ..= last` void. What took
+    /// the blocks away has to be durable.
     fn revoke(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
-        let gone: Vec<_> = state.pending.range(first..=last).map(|(&i, _)| i).collect();
-        for index in gone {
-            state.pending.remove(&index);
-        }
+        // Records of an identity the file has no more are void by that.
         if let Some(journal) = &self.volume.journal
-            && let Some(record) = journal.revoke(self.ino, first, last)?
+            && let Some(file) = state.identity.as_ref().map(|i| i.header.file)
+            && let Some(record) = journal.revoke(self.ino, file, first, last)?
         {
             state.last_record = record;
         }
@@ -231,11 +240,113 @@ impl EncryptedFile {
     /// disk before the host's note that the old blocks are gone, and an entry
     /// would then stand beside the wrong block. (A file cut to nothing has its
     /// pages freed as well, so old and new cannot mix.)
+    ///
+    /// Only then are records of those blocks revoked, lest they be put in place
+    /// over what comes now.
     pub(super) fn before_reuse(&self, state: &mut State) -> Result<()> {
-        if state.freed {
+        let settled = self.settled.lock().clone();
+        for group in settled {
+            self.rewrite_page(state, group)?;
+            self.settled.lock().remove(&group);
+        }
+        if state.freed || state.revoke_from.is_some() {
             state.backing.sync(true)?;
             state.freed = false;
         }
+        if let Some(first) = state.revoke_from {
+            self.revoke(state, first, u64::MAX)?;
+            state.revoke_from = None;
+        }
+        Ok(())
+    }
+
+    /// Empties the storage of the holes `blocks`, if there is anything in it.
+    /// A crash, or a write that failed, can leave a block whose entry is
+    /// missing. What comes in its place is only recognised as missing if there
+    /// were zeros before.
+    pub(super) fn empty_holes(&self, state: &mut State, blocks: Range<u64>) -> Result<()> {
+        let layout = self.layout();
+        let end = blocks.end.min(layout.block_count(state.size));
+        let mut index = blocks.start;
+        while index < end {
+            let group = layout.group_of(index).0;
+            let next = end.min(layout.group_start(group) + layout.group_blocks(group));
+            let from = layout.block_offset(index);
+            let to = layout.block_offset(next - 1) + layout.block_size() as u64;
+            if state.backing.next_data(from)?.is_some_and(|at| at < to) {
+                self.empty_storage(state, from, to)?;
+            }
+            index = next;
+        }
+        Ok(())
+    }
+
+    fn empty_storage(&self, state: &mut State, from: u64, to: u64) -> Result<()> {
+        let mut bytes = vec![0; (to - from) as usize];
+        let n = state
+            .backing
+            .read_at(&mut [IoSliceMut::new(&mut bytes)], from)?;
+        if bytes.iter().all(|&b| b == 0) {
+            return Ok(());
+        }
+        self.unsynced.store(true, Ordering::Release);
+        state.freed = true;
+        match state.backing.punch(from, to - from) {
+            Err(crate::backing::Errno::OPNOTSUPP) => {
+                bytes.fill(0);
+                Ok(state
+                    .backing
+                    .write_at(&mut [IoSlice::new(&bytes[..n])], from)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Empties a file that has a length but no header, before it gets one: if
+    /// a crash left anything in it, that was sealed under a key that is lost.
+    pub(super) fn empty_all(&self, state: &mut State) -> Result<()> {
+        let len = state.backing.len()?;
+        if state.backing.next_data(0)?.is_some_and(|at| at < len) {
+            self.unsynced.store(true, Ordering::Release);
+            state.backing.set_len(0)?;
+            state.backing.set_len(len)?;
+            state.backing.sync(true)?;
+            self.pages.lock().clear();
+            self.settled.lock().clear();
+        }
+        Ok(())
+    }
+
+    /// Clears entries past the end before the file grows over them. A power cut
+    /// leaves some where a cut reached the disk and the metadata page did not;
+    /// that page's epoch may be of a mount that ended cleanly.
+    pub(super) fn clean_end(&self, state: &mut State) -> Result<()> {
+        if state.end_clean {
+            return Ok(());
+        }
+        let layout = self.layout();
+        let (group, at) = layout.group_of(layout.block_count(state.size));
+        let mut bytes = vec![0; layout.meta_len(group)];
+        let bufs = &mut [IoSliceMut::new(&mut bytes)];
+        let n = state.backing.read_at(bufs, layout.meta_offset(group))?;
+        let stored = MetaPage::from_bytes(group, &bytes[..n]);
+        if (at..stored.entries()).any(|at| stored.get(at).is_some()) {
+            // As it is read it has none of them.
+            self.rewrite_page(state, group)?;
+        }
+        state.end_clean = true;
+        Ok(())
+    }
+
+    /// Writes a page back without the entries that are ignored when it is read.
+    fn rewrite_page(&self, state: &mut State, group: u64) -> Result<()> {
+        state.freed = true;
+        self.unsynced.store(true, Ordering::Release);
+        let page = self.page_to_change(state, group)?;
+        let bufs = &mut [IoSlice::new(page.as_bytes())];
+        let offset = self.layout().meta_offset(group);
+        state.backing.write_at(bufs, offset)?;
+        self.store_page(group, page);
         Ok(())
     }
 
@@ -260,5 +371,13 @@ impl EncryptedFile {
             self.set_size(end)?;
         }
         Ok(())
+    }
+}
+
+/// Forgets pending blocks `first ..= last`.
+fn drop_pending(state: &mut State, first: u64, last: u64) {
+    let gone: Vec<_> = state.pending.range(first..=last).map(|(&i, _)| i).collect();
+    for index in gone {
+        state.pending.remove(&index);
     }
 }

@@ -38,7 +38,7 @@ impl EncryptedFile {
             return Ok(());
         }
         if let Some(journal) = &self.volume.journal {
-            journal.wait_for_room();
+            journal.wait_for_room()?;
         }
         let pending = {
             let mut state = self.state.write();
@@ -64,11 +64,17 @@ impl EncryptedFile {
 
     pub(super) fn write_locked(&self, state: &mut State, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset + data.len() as u64;
+        if state.identity.is_none() && state.size > 0 {
+            self.empty_all(state)?;
+        }
         let identity = state.identity_or_new(&self.volume)?;
         let size = state.size.max(end);
         let layout = self.layout();
         let block = layout.block_size() as u64;
         let last = layout.block_of(end - 1);
+        if last >= layout.block_count(state.size) {
+            self.clean_end(state)?;
+        }
         let mut overwritten = Vec::new();
         let mut index = layout.block_of(offset);
         while index <= last {
@@ -171,6 +177,7 @@ impl EncryptedFile {
         offset: u64,
         data: &[u8],
     ) -> Result<()> {
+        self.empty_holes(state, blocks.clone())?;
         self.before_reuse(state)?;
         self.unsynced.store(true, Ordering::Release);
         RUN.with_borrow_mut(|out| {
@@ -273,7 +280,10 @@ impl EncryptedFile {
             let (here, later) = rest.split_at(n);
             rest = later;
             let mut page = self.page_to_change(state, group)?;
-            for run in here.chunk_by(|a, b| a + 1 == *b) {
+            // A block that was once the last one can be shorter than the space
+            // it has, and the next one does not start where it ends.
+            let whole = |i: &u64| state.pending[i].ciphertext.len() == layout.block_size();
+            for run in here.chunk_by(|a, b| a + 1 == *b && whole(a)) {
                 let mut bufs: Vec<_> = run
                     .iter()
                     .map(|i| IoSlice::new(&state.pending[i].ciphertext))

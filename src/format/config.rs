@@ -162,14 +162,19 @@ impl VolumeConfig {
     /// Says which part is unknown, malformed or too new.
     pub fn parse(json: &[u8]) -> Result<(Self, Volume), ConfigError> {
         let malformed = |what: &str| ConfigError::Malformed(what.into());
-        let config: Self =
+        // First of all: a later format may look different in everything else.
+        let value: serde_json::Value =
             serde_json::from_slice(json).map_err(|e| ConfigError::Malformed(e.to_string()))?;
+        if let Some(needs) = value["format_read_min"].as_u64()
+            && needs > u64::from(FORMAT_VERSION)
+        {
+            let needs = needs.try_into().unwrap_or(u16::MAX);
+            return Err(FormatError::TooNew { needs }.into());
+        }
+        let config: Self =
+            serde_json::from_value(value).map_err(|e| ConfigError::Malformed(e.to_string()))?;
         if config.magic != "kmsfs" {
             return Err(malformed("the magic is missing"));
-        }
-        if config.format_read_min > FORMAT_VERSION {
-            let needs = config.format_read_min;
-            return Err(FormatError::TooNew { needs }.into());
         }
         if let Some(unknown) = config
             .critical

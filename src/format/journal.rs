@@ -10,7 +10,7 @@
 //!         12 4  epoch                         16  8  sequence number
 //!         16 16 volume id                     24  8  inode number of the file
 //!         32 8  generation, 0 = empty         32  16 file id
-//!         40 8  inode of the backing root     48  8  first block
+//!         40 8  identity of the backing root     48  8  first block
 //!         48 2  number of unclean epochs      56  8  last block
 //!         50 …  unclean epochs, u32           64  1  kind: 1 block, 2 revoke
 //!         4080 16 SHA-256, truncated          65  30 entry (block)
@@ -20,10 +20,10 @@
 
 use crate::types::{FileId, VolumeId};
 
-use super::FORMAT_VERSION;
 use super::header::Sha256;
 use super::meta::{ENTRY, Entry};
 use super::wire::Reader;
+use super::{FORMAT_VERSION, FormatError};
 
 const MAGIC: &[u8; 8] = b"KMSFSJNL";
 /// Bytes of the page at the start of a journal file.
@@ -42,8 +42,8 @@ pub struct JournalPage {
     pub generation: u64,
     /// The mount that wrote it.
     pub epoch: u32,
-    /// Inode number of the backing root: where it differs, the volume was
-    /// copied and the records' inode numbers mean nothing.
+    /// Tells the backing root from copies of it (its inode number and time of
+    /// birth, mixed): where it differs, the records' inode numbers mean nothing.
     pub root_ino: u64,
     /// Epochs that did not end with a clean unmount.
     pub unclean: Vec<u32>,
@@ -71,20 +71,32 @@ impl JournalPage {
         out
     }
 
-    /// `None` if the page is not intact.
-    pub fn decode(bytes: &[u8], sha256: Sha256) -> Option<Self> {
-        let (body, sum) = bytes.get(..PAGE)?.split_at(PAGE - 16);
+    /// `Ok(None)` if the page is not intact.
+    ///
+    /// # Errors
+    /// `TooNew`: what a later version left there must not be written over.
+    pub fn decode(bytes: &[u8], sha256: Sha256) -> Result<Option<Self>, FormatError> {
+        let Some((body, sum)) = bytes.get(..PAGE).map(|page| page.split_at(PAGE - 16)) else {
+            return Ok(None);
+        };
         if !body.starts_with(MAGIC) || sum != &sha256(body)[..16] {
-            return None;
+            return Ok(None);
         }
         let mut r = Reader(&body[8..]);
-        let (needs, _writer) = (r.u16()?, r.u16()?);
+        match r.u16() {
+            Some(needs) if needs > FORMAT_VERSION => Err(FormatError::TooNew { needs }),
+            _ => Ok(Self::decode_body(&mut r)),
+        }
+    }
+
+    fn decode_body(r: &mut Reader<'_>) -> Option<Self> {
+        let _writer = r.u16()?;
         let epoch = r.u32()?;
         let volume = VolumeId(r.array()?);
         let (generation, root_ino) = (r.u64()?, r.u64()?);
         let count = usize::from(r.u16()?);
         let unclean = (0..count).map(|_| r.u32()).collect::<Option<_>>()?;
-        (needs <= FORMAT_VERSION).then_some(Self {
+        Some(Self {
             volume,
             generation,
             epoch,
@@ -207,9 +219,15 @@ mod tests {
         };
         let mut bytes = page.encode(sha256);
         assert_eq!(bytes.len(), PAGE);
-        assert_eq!(JournalPage::decode(&bytes, sha256), Some(page));
+        assert_eq!(JournalPage::decode(&bytes, sha256), Ok(Some(page)));
         bytes[50] ^= 1;
-        assert_eq!(JournalPage::decode(&bytes, sha256), None);
+        assert_eq!(JournalPage::decode(&bytes, sha256), Ok(None));
+        bytes[50] ^= 1;
+        bytes[8] = 2;
+        let sum = sha256(&bytes[..PAGE - 16]);
+        bytes[PAGE - 16..].copy_from_slice(&sum[..16]);
+        let later = JournalPage::decode(&bytes, sha256);
+        assert_eq!(later, Err(FormatError::TooNew { needs: 2 }));
     }
 
     #[test]

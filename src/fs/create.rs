@@ -37,7 +37,7 @@ impl Fs {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
-        let create = || dir::create(&parent.fd, stored.entry(), new.mode, exclusive);
+        let create = || dir::create(parent.fd()?, stored.entry(), new.mode, exclusive);
         let fd = match run_as(new.caller, new.umask, create) {
             Ok(fd) => fd,
             Err(error) => {
@@ -58,6 +58,9 @@ impl Fs {
         match open() {
             Ok(handle) => Ok((entry, handle)),
             Err(error) => {
+                // The caller is told that there is no such file.
+                let _ = dir::unlink(parent.fd()?, stored.entry());
+                stored.clean_up(&parent);
                 self.forget(entry.attr.ino, 1);
                 Err(error)
             }
@@ -81,10 +84,10 @@ impl Fs {
             new.mode
         };
         let make = || -> Result<_> {
-            dir::mkdir(&parent.fd, stored.entry(), mode)?;
-            let fd = dir::open_path(&parent.fd, stored.entry())?;
+            dir::mkdir(parent.fd()?, stored.entry(), mode)?;
+            let fd = dir::open_path(parent.fd()?, stored.entry())?;
             if let Err(error) = self.make_dir_id(&fd) {
-                let _ = dir::rmdir(&parent.fd, stored.entry());
+                let _ = dir::rmdir(parent.fd()?, stored.entry());
                 return Err(error);
             }
             if mode != new.mode {
@@ -115,18 +118,20 @@ impl Fs {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
-        let make = || dir::mknod(&parent.fd, stored.entry(), new.mode, device);
+        let make = || dir::mknod(parent.fd()?, stored.entry(), new.mode, device);
         // Devices need a capability that taking on the caller's ids drops; the
         // kernel has checked that the caller may make them.
         let made = if matches!(new.mode & 0o170_000, 0o020_000 | 0o060_000) {
             run_as(Caller { uid: 0, gid: 0 }, new.umask, make).and_then(|()| {
-                let fd = dir::open_path(&parent.fd, stored.entry())?;
+                let fd = dir::open_path(parent.fd()?, stored.entry())?;
+                let mode = dir::stat(&fd)?.stx_mode;
                 dir::chown(&fd, Some(new.caller.uid), None)?;
-                let setgid = u32::from(dir::stat(&parent.fd)?.stx_mode) & 0o2000 != 0;
-                match setgid {
-                    true => Ok(()),
-                    false => dir::chown(&fd, None, Some(new.caller.gid)),
+                let setgid = u32::from(dir::stat(parent.fd()?)?.stx_mode) & 0o2000 != 0;
+                if !setgid {
+                    dir::chown(&fd, None, Some(new.caller.gid))?;
                 }
+                // A change of the owner takes suid and sgid bits away.
+                dir::chmod(&fd, mode.into())
             })
         } else {
             run_as(new.caller, new.umask, make)

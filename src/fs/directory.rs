@@ -54,7 +54,7 @@ impl Fs {
     /// `Stale`, those of the host.
     pub fn opendir(&self, ino: u64) -> Result<u64> {
         let inode = self.inodes.get(ino)?;
-        let fd = dir::open_dir(&inode.fd, b".")?;
+        let fd = dir::open_dir(inode.fd()?, b".")?;
         let stream = Stream {
             fd,
             position: 0,

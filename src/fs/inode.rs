@@ -2,17 +2,19 @@
 //!
 //! Every entry holds an `O_PATH` descriptor, so the backing inode lives, and
 //! its number is not used again, for as long as the kernel knows it; and so
-//! that no operation ever needs a path.
+//! that no operation ever needs a path. Where descriptors run short, those of
+//! inodes that have not been used for a while are replaced by file handles, and
+//! opened again when needed.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::backing::{dir, handle};
+use crate::backing::{Errno, dir, handle};
 use crate::types::DirId;
 
 use super::attr::{self, FileKind};
@@ -33,12 +35,20 @@ pub(super) struct Inode {
     /// Number on the backing filesystem.
     pub(super) host_ino: u64,
     pub(super) kind: FileKind,
-    pub(super) fd: OwnedFd,
     pub(super) generation: u64,
+    /// `None` while only the handle is kept.
+    fd: Mutex<Option<Arc<OwnedFd>>>,
+    handle: OnceLock<handle::FileHandle>,
+    /// Used since the last look for descriptors to close.
+    used: AtomicBool,
+    table: Arc<Shared>,
     /// The directory's id, once needed.
     pub(super) dir_id: OnceLock<DirId>,
     /// Handles through which the file may be written.
     pub(super) writers: AtomicUsize,
+    /// The other part of an overlong symlink target, once the link's last name
+    /// is gone and that part with it.
+    pub(super) overflow: OnceLock<Vec<u8>>,
 }
 
 /// What a lookup gives.
@@ -48,6 +58,79 @@ pub struct Entry {
     pub attr: Attr,
     /// Tells inodes apart that had the same number at different times.
     pub generation: u64,
+    /// Someone has it open for writing, so what it takes on the disk changes
+    /// without the kernel noticing.
+    pub busy: bool,
+}
+
+/// What inodes need of their table.
+struct Shared {
+    /// A descriptor of the backing filesystem that opens handles (not `O_PATH`:
+    /// the call refuses that), where this process may.
+    filesystem: Option<OwnedFd>,
+    /// Inodes that hold a descriptor.
+    open: AtomicUsize,
+}
+
+impl Inode {
+    fn new(fd: OwnedFd, ino: u64, stat: &dir::Stat, table: &Arc<Shared>) -> Result<Self> {
+        table.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            ino,
+            host_ino: stat.stx_ino,
+            kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
+            generation: attr::generation(stat),
+            fd: Mutex::new(Some(Arc::new(fd))),
+            handle: OnceLock::new(),
+            used: AtomicBool::new(true),
+            dir_id: OnceLock::new(),
+            writers: AtomicUsize::new(0),
+            overflow: OnceLock::new(),
+            table: table.clone(),
+        })
+    }
+
+    /// The inode's `O_PATH` descriptor.
+    pub(super) fn fd(&self) -> crate::backing::Result<Arc<OwnedFd>> {
+        self.used.store(true, Ordering::Relaxed);
+        let mut fd = self.fd.lock();
+        if let Some(fd) = &*fd {
+            return Ok(fd.clone());
+        }
+        let (Some(filesystem), Some(handle)) = (&self.table.filesystem, self.handle.get()) else {
+            return Err(Errno::STALE);
+        };
+        let opened = Arc::new(handle::open(filesystem, handle)?);
+        *fd = Some(opened.clone());
+        self.table.open.fetch_add(1, Ordering::Relaxed);
+        Ok(opened)
+    }
+
+    /// The handle, if this process may use handles.
+    fn handle(&self) -> Option<handle::FileHandle> {
+        self.table.filesystem.as_ref()?;
+        if let Some(handle) = self.handle.get() {
+            return Some(handle.clone());
+        }
+        let handle = handle::of(self.fd.lock().as_ref()?).ok()?;
+        Some(self.handle.get_or_init(|| handle).clone())
+    }
+
+    /// Closes the descriptor of an inode that is not in use, if it can be
+    /// opened again.
+    fn rest(&self) {
+        if self.handle().is_some() && self.fd.lock().take().is_some() {
+            self.table.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        if self.fd.get_mut().is_some() {
+            self.table.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 struct Known {
@@ -59,29 +142,59 @@ pub(super) struct InodeTable {
     root: Arc<Inode>,
     device: (u32, u32),
     shards: Vec<Mutex<HashMap<u64, Known>>>,
-    forgotten: Option<Mutex<LruCache<u64, handle::FileHandle>>>,
+    forgotten: Mutex<LruCache<u64, handle::FileHandle>>,
+    shared: Arc<Shared>,
+    /// Most descriptors to keep, and the shard to look at next for more.
+    limit: usize,
+    resting: Mutex<usize>,
 }
 
 impl InodeTable {
-    pub(super) fn new(root: OwnedFd) -> Result<Self> {
+    /// A table that keeps about `limit` descriptors at the most.
+    pub(super) fn new(root: OwnedFd, limit: usize) -> Result<Self> {
         let stat = dir::stat(&root)?;
-        let inode = Inode {
-            ino: ROOT,
-            host_ino: stat.stx_ino,
-            kind: FileKind::Directory,
-            generation: 0,
-            dir_id: OnceLock::new(),
-            writers: AtomicUsize::new(0),
-            fd: root,
-        };
-        let handles = handle::of(&inode.fd).is_ok_and(|h| handle::open(&inode.fd, &h).is_ok());
+        let filesystem = dir::open_dir(&root, b".")?;
+        let handle = handle::of(&root);
+        let usable = handle.is_ok_and(|h| handle::open(&filesystem, &h).is_ok());
+        let shared = Arc::new(Shared {
+            filesystem: usable.then_some(filesystem),
+            open: AtomicUsize::new(0),
+        });
         let remembered = std::num::NonZero::new(REMEMBERED).expect("not zero");
         Ok(Self {
-            root: Arc::new(inode),
+            root: Arc::new(Inode::new(root, ROOT, &stat, &shared)?),
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            forgotten: handles.then(|| Mutex::new(LruCache::new(remembered))),
+            forgotten: Mutex::new(LruCache::new(remembered)),
+            shared,
+            limit,
+            resting: Mutex::new(0),
         })
+    }
+
+    /// Closes descriptors of inodes that were not used lately, if there are too
+    /// many. Those that an operation or a handle refers to are left alone.
+    fn make_room(&self) {
+        let open = || self.shared.open.load(Ordering::Relaxed);
+        if open() <= self.limit || self.shared.filesystem.is_none() {
+            return;
+        }
+        let Some(mut next) = self.resting.try_lock() else {
+            return;
+        };
+        // Twice around: the first time may only find out what is in use.
+        for _ in 0..2 * SHARDS {
+            for known in self.shards[*next % SHARDS].lock().values() {
+                let inode = &known.inode;
+                if Arc::strong_count(inode) == 1 && !inode.used.swap(false, Ordering::Relaxed) {
+                    inode.rest();
+                }
+            }
+            *next += 1;
+            if open() <= self.limit - self.limit / 8 {
+                return;
+            }
+        }
     }
 
     pub(super) fn root(&self) -> &Arc<Inode> {
@@ -104,6 +217,7 @@ impl InodeTable {
         if ino == ROOT {
             return Ok(self.root.clone());
         }
+        self.make_room();
         let shard = self.shard(ino).lock();
         Ok(shard.get(&ino).ok_or(FsError::Stale)?.inode.clone())
     }
@@ -112,21 +226,31 @@ impl InodeTable {
         &self.shards[(ino as usize) % SHARDS]
     }
 
-    /// Counts one more lookup of an inode the table knows.
-    fn look_up_known(&self, ino: u64) -> Option<Arc<Inode>> {
+    /// Counts one more lookup of an inode the table knows. One that had the
+    /// number before and was deleted is not it.
+    fn look_up_known(&self, ino: u64, generation: Option<u64>) -> Option<Arc<Inode>> {
         let mut shard = self.shard(ino).lock();
         let known = shard.get_mut(&ino)?;
+        if generation.is_some_and(|g| g != known.inode.generation) {
+            return None;
+        }
         known.lookups += 1;
         Some(known.inode.clone())
     }
 
     /// Adds an inode, or counts one more lookup if another thread was faster.
     fn insert(&self, inode: Inode) -> Arc<Inode> {
+        self.make_room();
         let mut shard = self.shard(inode.ino).lock();
+        let inode = Arc::new(inode);
         let known = shard.entry(inode.ino).or_insert_with(|| Known {
-            inode: Arc::new(inode),
+            inode: inode.clone(),
             lookups: 0,
         });
+        if known.inode.generation != inode.generation {
+            // The kernel gives back the lookups of both by the same number.
+            known.inode = inode;
+        }
         known.lookups += 1;
         known.inode.clone()
     }
@@ -166,29 +290,25 @@ impl Fs {
 
     /// Finds the entry stored as `stored`.
     pub(super) fn look_up_stored(&self, parent: &Inode, stored: &[u8]) -> Result<Entry> {
-        // One call where the inode is known already, three where it is not.
-        let stat = dir::stat_at(&parent.fd, stored).map_err(absent)?;
+        // The kernel seldom asks for what it knows, so this is not looked up in
+        // the table first: that would be one call more for each new inode.
+        let fd = dir::open_path(parent.fd()?, stored).map_err(absent)?;
+        let stat = dir::stat(&fd)?;
         let ino = self.visible_on_device(&stat)?;
-        if let Some(inode) = self.inodes.look_up_known(ino) {
+        if let Some(inode) = self
+            .inodes
+            .look_up_known(ino, Some(attr::generation(&stat)))
+        {
             let attr = self.attr_of(&inode, &stat);
             return attr.map(|attr| entry(&inode, attr));
         }
-        let fd = dir::open_path(&parent.fd, stored).map_err(absent)?;
-        let stat = dir::stat(&fd)?;
         self.admit(fd, &stat)
     }
 
     /// Adds the inode behind `fd` to the table and counts one lookup.
     pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
-        let inode = Inode {
-            ino: self.visible_on_device(stat)?,
-            host_ino: stat.stx_ino,
-            kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
-            generation: attr::generation(stat),
-            dir_id: OnceLock::new(),
-            writers: AtomicUsize::new(0),
-            fd,
-        };
+        let ino = self.visible_on_device(stat)?;
+        let inode = Inode::new(fd, ino, stat, &self.inodes.shared)?;
         let inode = self.inodes.insert(inode);
         let attr = self.attr_of(&inode, stat);
         attr.map(|attr| entry(&inode, attr))
@@ -207,14 +327,16 @@ impl Fs {
     fn revive(&self, ino: u64) -> Result<Entry> {
         if let Ok(inode) = self.inodes.get(ino) {
             if ino != ROOT {
-                self.inodes.look_up_known(ino).ok_or(FsError::Stale)?;
+                self.inodes.look_up_known(ino, None).ok_or(FsError::Stale)?;
             }
-            let stat = dir::stat(&inode.fd)?;
+            let stat = dir::stat(inode.fd()?)?;
             return self.attr_of(&inode, &stat).map(|attr| entry(&inode, attr));
         }
-        let forgotten = self.inodes.forgotten.as_ref().ok_or(FsError::Stale)?;
-        let handle = forgotten.lock().get(&ino).cloned().ok_or(FsError::Stale)?;
-        let fd = handle::open(&self.inodes.root.fd, &handle).map_err(|_| FsError::Stale)?;
+        let filesystem = self.inodes.shared.filesystem.as_ref();
+        let filesystem = filesystem.ok_or(FsError::Stale)?;
+        let handle = self.inodes.forgotten.lock().get(&ino).cloned();
+        let handle = handle.ok_or(FsError::Stale)?;
+        let fd = handle::open(filesystem, &handle).map_err(|_| FsError::Stale)?;
         let stat = dir::stat(&fd)?;
         if stat.stx_nlink == 0 {
             return Err(FsError::Stale);
@@ -227,7 +349,7 @@ impl Fs {
             return self.revive(ROOT);
         }
         let inode = self.inodes.get(ino)?;
-        let fd = dir::open_path(&inode.fd, b"..")?;
+        let fd = dir::open_path(inode.fd()?, b"..")?;
         let stat = dir::stat(&fd)?;
         if self.inodes.visible(stat.stx_ino) == ROOT {
             return self.revive(ROOT);
@@ -241,10 +363,9 @@ impl Fs {
             return;
         }
         if let Some(inode) = self.inodes.forget(ino, lookups)
-            && let Some(forgotten) = &self.inodes.forgotten
-            && let Ok(handle) = handle::of(&inode.fd)
+            && let Some(handle) = inode.handle()
         {
-            forgotten.lock().put(ino, handle);
+            self.inodes.forgotten.lock().put(ino, handle);
         }
     }
 
@@ -257,13 +378,13 @@ impl Fs {
     ///
     /// # Errors
     /// `Stale`, those of the host.
-    pub fn getattr(&self, ino: u64) -> Result<Attr> {
+    pub fn getattr(&self, ino: u64) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
-        self.attr(&inode)
+        self.attr(&inode).map(|attr| entry(&inode, attr))
     }
 
     pub(super) fn attr(&self, inode: &Inode) -> Result<Attr> {
-        let stat = dir::stat(&inode.fd)?;
+        let stat = dir::stat(inode.fd()?)?;
         self.attr_of(inode, &stat)
     }
 
@@ -280,10 +401,11 @@ impl Fs {
     }
 }
 
-fn entry(inode: &Inode, attr: Attr) -> Entry {
+pub(super) fn entry(inode: &Inode, attr: Attr) -> Entry {
     Entry {
         attr,
         generation: inode.generation,
+        busy: inode.writers.load(Ordering::Acquire) > 0,
     }
 }
 

@@ -7,7 +7,7 @@
 //! stored target has.
 
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::backing::{Errno, dir};
 use crate::crypto::{NameCipher, random};
@@ -23,6 +23,13 @@ const OVERFLOW: &[u8] = b"kmsfs.overflow";
 const FULL: usize = 4095;
 const ID: usize = 32;
 
+/// The other part of an overlong target that is about to go.
+pub(super) struct OverflowEntry {
+    id: Vec<u8>,
+    /// The link, if it is known, and that part.
+    kept: Option<(Arc<Inode>, Vec<u8>)>,
+}
+
 /// The directory of overlong targets, opened when first needed.
 #[derive(Default)]
 pub(super) struct Overflow(OnceLock<OwnedFd>);
@@ -32,14 +39,14 @@ impl Fs {
         if let Some(fd) = self.overflow.0.get() {
             return Ok(fd);
         }
-        let root = &self.inodes.root().fd;
+        let root = self.inodes.root().fd()?;
         if create {
-            match dir::mkdir(root, OVERFLOW, 0o700) {
+            match dir::mkdir(&root, OVERFLOW, 0o700) {
                 Err(Errno::EXIST) => {}
                 other => other?,
             }
         }
-        let fd = dir::open_path(root, OVERFLOW)?;
+        let fd = dir::open_path(&root, OVERFLOW)?;
         Ok(self.overflow.0.get_or_init(|| fd))
     }
 
@@ -66,7 +73,7 @@ impl Fs {
             dir::symlink(rest.as_bytes(), self.overflow_dir(true)?, id.as_bytes())?;
         }
         stored.prepare(&parent)?;
-        let make = || dir::symlink(target.as_bytes(), &parent.fd, stored.entry());
+        let make = || dir::symlink(target.as_bytes(), parent.fd()?, stored.entry());
         if let Err(error) = run_as(new.caller, new.umask, make) {
             stored.clean_up(&parent);
             if let Some((id, _)) = &rest {
@@ -92,9 +99,12 @@ impl Fs {
     }
 
     fn stored_target(&self, inode: &Inode) -> Result<Vec<u8>> {
-        let mut stored = dir::readlink(&inode.fd, b"")?;
+        let mut stored = dir::readlink(inode.fd()?, b"")?;
         if stored.len() == FULL {
-            let rest = dir::readlink(self.overflow_dir(false)?, &stored[..ID])?;
+            let rest = match inode.overflow.get() {
+                Some(rest) => rest.clone(),
+                None => dir::readlink(self.overflow_dir(false)?, &stored[..ID])?,
+            };
             stored.drain(..ID);
             stored.extend_from_slice(&rest);
         }
@@ -114,21 +124,30 @@ impl Fs {
 
     /// The overlong target's other part, if the entry is a link that has one
     /// and this is its last name; to be removed with it.
-    pub(super) fn overflow_of(&self, parent: &Inode, stored: &[u8]) -> Option<Vec<u8>> {
-        self.overflow_dir(false).ok()?;
-        let stat = dir::stat_at(&parent.fd, stored).ok()?;
+    pub(super) fn overflow_of(&self, parent: &Inode, stored: &[u8]) -> Option<OverflowEntry> {
+        let overflow = self.overflow_dir(false).ok()?;
+        let stat = dir::stat_at(parent.fd().ok()?, stored).ok()?;
         let overlong = stat.stx_mode & 0o170_000 == 0o120_000 && stat.stx_size == FULL as u64;
         if !overlong || stat.stx_nlink > 1 {
             return None;
         }
-        let mut target = dir::readlink(&parent.fd, stored).ok()?;
+        let mut target = dir::readlink(parent.fd().ok()?, stored).ok()?;
         target.truncate(ID);
-        Some(target)
+        // Whoever still holds the link can go on asking for its target.
+        let inode = self.inodes.get(self.inodes.visible(stat.stx_ino)).ok();
+        let kept = inode.and_then(|inode| Some((inode, dir::readlink(overflow, &target).ok()?)));
+        Some(OverflowEntry { id: target, kept })
     }
 
-    pub(super) fn remove_overflow(&self, id: Option<Vec<u8>>) {
-        if let Some(id) = id
-            && let Ok(overflow) = self.overflow_dir(false)
+    /// Removes what [`Self::overflow_of`] found, once the link's name is gone.
+    pub(super) fn remove_overflow(&self, entry: Option<OverflowEntry>) {
+        let Some(OverflowEntry { id, kept }) = entry else {
+            return;
+        };
+        if let Some((inode, rest)) = kept {
+            inode.overflow.get_or_init(|| rest);
+        }
+        if let Ok(overflow) = self.overflow_dir(false)
             && let Err(error) = dir::unlink(overflow, &id)
         {
             log::warn!("an overlong symlink target stays behind: {error}");
@@ -144,7 +163,7 @@ impl Fs {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
-        if let Err(error) = dir::link(&inode.fd, &parent.fd, stored.entry()) {
+        if let Err(error) = dir::link(inode.fd()?, parent.fd()?, stored.entry()) {
             stored.clean_up(&parent);
             return Err(error.into());
         }

@@ -100,6 +100,6 @@ impl Fs {
     /// # Errors
     /// Those of `fstatfs(2)`.
     pub fn statfs(&self) -> Result<backing::dir::StatFs> {
-        Ok(backing::dir::statfs(&self.inodes.root().fd)?)
+        Ok(backing::dir::statfs(self.inodes.root().fd()?)?)
     }
 }

@@ -48,7 +48,7 @@ impl StoredName {
         let Self::Long { sidecar, full, .. } = self else {
             return Ok(());
         };
-        match dir::symlink(full, &parent.fd, sidecar) {
+        match dir::symlink(full, parent.fd()?, sidecar) {
             Err(Errno::EXIST) => Ok(()),
             other => Ok(other?),
         }
@@ -57,8 +57,9 @@ impl StoredName {
     /// Removes the full form once its entry is gone.
     pub(super) fn clean_up(&self, parent: &Inode) {
         if let Self::Long { entry, sidecar, .. } = self
-            && dir::stat_at(&parent.fd, entry).is_err_and(dir::is_absent)
-            && let Err(error) = dir::unlink(&parent.fd, sidecar)
+            && let Ok(fd) = parent.fd()
+            && dir::stat_at(&fd, entry).is_err_and(dir::is_absent)
+            && let Err(error) = dir::unlink(&fd, sidecar)
         {
             log::warn!("inode {}: a long name stays behind: {error}", parent.ino);
         }
@@ -100,7 +101,7 @@ impl Fs {
         let name = match stored.strip_prefix(LONG.as_bytes()) {
             Some(digest) => {
                 let sidecar = [SIDECAR.as_bytes(), digest].concat();
-                match dir::readlink(&parent.fd, &sidecar) {
+                match dir::readlink(parent.fd()?, &sidecar) {
                     Ok(full) => self.names.open_name(&id, &full),
                     Err(_) => None,
                 }
@@ -148,18 +149,18 @@ pub(super) fn write_dir_id(fd: impl std::os::fd::AsFd, id: DirId) -> Result<()> 
 }
 
 fn read_dir_id(inode: &Inode) -> Result<DirId> {
-    let target = dir::readlink(&inode.fd, DIR_ID).map_err(super::inode::absent)?;
+    let target = dir::readlink(inode.fd()?, DIR_ID).map_err(super::inode::absent)?;
     let text = std::str::from_utf8(&target).ok();
     text.and_then(DirId::from_hex).ok_or(FsError::NoDirectoryId)
 }
 
 fn renew_dir_id(inode: &Inode) -> Result<DirId> {
-    if !dir::list(&inode.fd)?.is_empty() {
+    if !dir::list(inode.fd()?)?.is_empty() {
         log::error!("inode {}: a directory with entries lost its id", inode.ino);
         return Err(FsError::NoDirectoryId);
     }
     let id = DirId(random::bytes());
-    match write_dir_id(&inode.fd, id) {
+    match write_dir_id(inode.fd()?, id) {
         // Another thread was faster.
         Err(FsError::Host(Errno::EXIST)) => read_dir_id(inode),
         other => other.map(|()| id),

@@ -26,7 +26,42 @@ pub struct OpenOptions {
 }
 
 /// The files that are open, by inode number of the backing file.
-pub(super) struct OpenFiles(Vec<Mutex<HashMap<u64, Weak<EncryptedFile>>>>);
+pub(super) struct OpenFiles(Vec<Mutex<Shard>>);
+
+#[derive(Default)]
+struct Shard {
+    slots: HashMap<u64, Arc<Slot>>,
+    /// Number of slots at which those of closed files are dropped.
+    most: usize,
+}
+
+#[derive(Default)]
+struct Slot {
+    file: Mutex<Weak<EncryptedFile>>,
+    /// Held while the file is opened. Were two to do that at once, the one
+    /// could write to it and close it while the other has read its head and is
+    /// about to go on with that.
+    opening: Mutex<()>,
+}
+
+impl Slot {
+    fn get(&self) -> Option<Arc<EncryptedFile>> {
+        self.file.lock().upgrade()
+    }
+}
+
+impl Shard {
+    fn slot(&mut self, host_ino: u64) -> Arc<Slot> {
+        if self.slots.len() >= self.most {
+            // Nobody has the file, and nobody is about to open it: slots are
+            // only handed out under this shard's lock.
+            self.slots
+                .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.get().is_some());
+            self.most = (2 * self.slots.len()).max(64);
+        }
+        self.slots.entry(host_ino).or_default().clone()
+    }
+}
 
 impl Default for OpenFiles {
     fn default() -> Self {
@@ -35,40 +70,34 @@ impl Default for OpenFiles {
 }
 
 impl OpenFiles {
-    fn shard(&self, host_ino: u64) -> &Mutex<HashMap<u64, Weak<EncryptedFile>>> {
+    fn shard(&self, host_ino: u64) -> &Mutex<Shard> {
         &self.0[host_ino as usize % SHARDS]
     }
 
     /// The file if it is open, or its last changes are not in place yet.
     pub(super) fn get(&self, host_ino: u64) -> Option<Arc<EncryptedFile>> {
-        self.shard(host_ino).lock().get(&host_ino)?.upgrade()
+        let slot = self.shard(host_ino).lock().slots.get(&host_ino)?.clone();
+        slot.get()
     }
 
-    /// The open file, or the one that `open` gives. `open` runs without a lock:
-    /// it may wait for a key.
+    /// The open file, or the one that `open` gives. `open` may wait for a key;
+    /// meanwhile only others who open this file wait.
     pub(super) fn get_or_open(
         &self,
         host_ino: u64,
         open: impl FnOnce() -> crate::content::Result<Arc<EncryptedFile>>,
     ) -> Result<Arc<EncryptedFile>> {
-        if let Some(file) = self.get(host_ino) {
+        let slot = self.shard(host_ino).lock().slot(host_ino);
+        if let Some(file) = slot.get() {
+            return Ok(file);
+        }
+        let _turn = slot.opening.lock();
+        if let Some(file) = slot.get() {
             return Ok(file);
         }
         let opened = open()?;
-        let mut shard = self.shard(host_ino).lock();
-        if let Some(file) = shard.get(&host_ino).and_then(Weak::upgrade) {
-            return Ok(file);
-        }
-        shard.insert(host_ino, Arc::downgrade(&opened));
+        *slot.file.lock() = Arc::downgrade(&opened);
         Ok(opened)
-    }
-
-    /// Drops the record of a file that nobody has open any more.
-    fn tidy(&self, host_ino: u64) {
-        let mut shard = self.shard(host_ino).lock();
-        if shard.get(&host_ino).is_some_and(|f| f.strong_count() == 0) {
-            shard.remove(&host_ino);
-        }
     }
 }
 
@@ -116,7 +145,8 @@ impl Handles {
         options: OpenOptions,
     ) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let capabilities = options.write && xattr::get(&inode.fd, CAPABILITY).is_ok();
+        let fd = inode.fd();
+        let capabilities = options.write && fd.is_ok_and(|fd| xattr::get(fd, CAPABILITY).is_ok());
         let handle = Handle {
             inode: inode.clone(),
             file,
@@ -163,10 +193,10 @@ impl Fs {
         let file = self.files.get_or_open(inode.host_ino, || {
             // Writable if possible at all: the kernel writes back through any
             // handle, and reads what it needs to complete a page.
-            let (fd, writable) = match dir::reopen(&inode.fd, true) {
+            let (fd, writable) = match dir::reopen(inode.fd()?, true) {
                 Ok(fd) => (fd, true),
                 Err(error) if write => (self.force_open(inode, error)?, true),
-                Err(_) => match dir::reopen(&inode.fd, false) {
+                Err(_) => match dir::reopen(inode.fd()?, false) {
                     Ok(fd) => (fd, false),
                     Err(error) => (self.force_open(inode, error)?, true),
                 },
@@ -176,7 +206,7 @@ impl Fs {
         })?;
         if write {
             if !file.is_writable() {
-                let fd = match dir::reopen(&inode.fd, true) {
+                let fd = match dir::reopen(inode.fd()?, true) {
                     Ok(fd) => fd,
                     Err(error) => self.force_open(inode, error)?,
                 };
@@ -197,10 +227,10 @@ impl Fs {
         if error != Errno::ACCESS {
             return Err(error.into());
         }
-        let mode = u32::from(dir::stat(&inode.fd)?.stx_mode);
-        dir::chmod(&inode.fd, mode | 0o600)?;
-        let opened = dir::reopen(&inode.fd, true);
-        dir::chmod(&inode.fd, mode)?;
+        let mode = u32::from(dir::stat(inode.fd()?)?.stx_mode);
+        dir::chmod(inode.fd()?, mode | 0o600)?;
+        let opened = dir::reopen(inode.fd()?, true);
+        dir::chmod(inode.fd()?, mode)?;
         Ok(opened?)
     }
 
@@ -243,18 +273,14 @@ impl Fs {
 
     /// Closes a handle.
     pub fn release(&self, handle: u64) {
-        if let Some(handle) = self.handles.remove(handle) {
-            let host_ino = handle.inode.host_ino;
-            drop(handle);
-            self.files.tidy(host_ino);
-        }
+        drop(self.handles.remove(handle));
     }
 
-    /// Makes an open file durable.
+    /// Makes an open file durable; says whether the storage it takes has changed.
     ///
     /// # Errors
     /// `Stale`, those of the host.
-    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
+    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<bool> {
         Ok(self.handles.get(handle)?.file.sync(data_only)?)
     }
 
@@ -360,21 +386,23 @@ pub(super) fn strip_privileges(inode: &Inode) -> Result<()> {
     const SUID: u32 = 0o4000;
     const SGID: u32 = 0o2000;
     const GROUP_EXEC: u32 = 0o0010;
-    let mode = u32::from(dir::stat(&inode.fd)?.stx_mode);
+    let mode = u32::from(dir::stat(inode.fd()?)?.stx_mode);
     let mut kept = mode & !SUID;
     if mode & GROUP_EXEC != 0 {
         kept &= !SGID;
     }
     if kept != mode {
-        dir::chmod(&inode.fd, kept)?;
+        dir::chmod(inode.fd()?, kept)?;
     }
     Ok(())
 }
 
-/// Takes file capabilities away.
+/// Takes file capabilities away. A daemon without privileges is refused that, also
+/// where there are none; where there are, the host took them with the change itself.
 pub(super) fn remove_capabilities(inode: &Inode) -> Result<()> {
-    match xattr::remove(&inode.fd, CAPABILITY) {
+    match xattr::remove(inode.fd()?, CAPABILITY) {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(Errno::PERM) if xattr::get(inode.fd()?, CAPABILITY).is_err() => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

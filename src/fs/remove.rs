@@ -24,7 +24,7 @@ impl Fs {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         let overflow = self.overflow_of(&parent, stored.entry());
-        dir::unlink(&parent.fd, stored.entry()).map_err(absent)?;
+        dir::unlink(parent.fd()?, stored.entry()).map_err(absent)?;
         stored.clean_up(&parent);
         self.remove_overflow(overflow);
         Ok(())
@@ -38,7 +38,7 @@ impl Fs {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         let emptied = self.empty(&parent, stored.entry())?;
-        match dir::rmdir(&parent.fd, stored.entry()) {
+        match dir::rmdir(parent.fd()?, stored.entry()) {
             Ok(()) => {
                 stored.clean_up(&parent);
                 Ok(())
@@ -53,7 +53,7 @@ impl Fs {
     /// Takes kmsfs's own entries out of a directory that has no others, so that
     /// the host sees it empty.
     fn empty(&self, parent: &Inode, stored: &[u8]) -> Result<Emptied> {
-        let fd = dir::open_dir(&parent.fd, stored).map_err(absent)?;
+        let fd = dir::open_dir(parent.fd()?, stored).map_err(absent)?;
         let entries = dir::list(&fd)?;
         let own = |name: &[u8]| name == DIR_ID || name.starts_with(b"kmsfs.name.");
         let encrypted = self.name_mode() != crate::format::config::NameMode::Plain;
@@ -64,6 +64,9 @@ impl Fs {
             return Err(FsError::NotEmpty);
         }
         let mut id = None;
+        // The id goes last: a directory with other entries and no id is lost.
+        let mut entries = entries;
+        entries.sort_by_key(|e| e.name.to_bytes() == DIR_ID);
         for entry in &entries {
             let name = entry.name.to_bytes();
             if name == DIR_ID {
@@ -91,7 +94,8 @@ impl Fs {
         let new_parent = self.inodes.get(new_parent)?;
         let old = self.stored_name(&parent, name)?;
         let new = self.stored_name(&new_parent, new_name)?;
-        let replaces = flags & (NOREPLACE | EXCHANGE) == 0;
+        let itself = parent.ino == new_parent.ino && name == new_name;
+        let replaces = flags & (NOREPLACE | EXCHANGE) == 0 && !itself;
         let overflow = replaces
             .then(|| self.overflow_of(&new_parent, new.entry()))
             .flatten();
@@ -100,7 +104,13 @@ impl Fs {
             false => None,
         };
         new.prepare(&new_parent)?;
-        let result = dir::rename(&parent.fd, old.entry(), &new_parent.fd, new.entry(), flags);
+        let result = dir::rename(
+            parent.fd()?,
+            old.entry(),
+            new_parent.fd()?,
+            new.entry(),
+            flags,
+        );
         if let Err(error) = result {
             new.clean_up(&new_parent);
             if let Some(emptied) = emptied {
@@ -122,10 +132,10 @@ impl Fs {
         new_parent: &Inode,
         new: &StoredName,
     ) -> Result<Option<Emptied>> {
-        let Ok(target) = dir::stat_at(&new_parent.fd, new.entry()) else {
+        let Ok(target) = dir::stat_at(new_parent.fd()?, new.entry()) else {
             return Ok(None);
         };
-        let source = dir::stat_at(&parent.fd, old.entry()).map_err(absent)?;
+        let source = dir::stat_at(parent.fd()?, old.entry()).map_err(absent)?;
         let is_dir = |mode: u16| mode & 0o170_000 == 0o040_000;
         let same = source.stx_ino == target.stx_ino;
         if same || !is_dir(source.stx_mode) || !is_dir(target.stx_mode) {

@@ -2,8 +2,9 @@
 
 use crate::backing::dir::{self, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
+use super::inode::entry;
 use super::open::{remove_capabilities, strip_privileges};
-use super::{Attr, Fs, Result, TimeSpec};
+use super::{Entry, Fs, Result, TimeSpec};
 
 /// A time to set.
 #[derive(Clone, Copy, Debug)]
@@ -37,10 +38,10 @@ impl Fs {
     ///
     /// # Errors
     /// Those of the host and of the content.
-    pub fn setattr(&self, ino: u64, changes: &Changes, privileged: bool) -> Result<Attr> {
+    pub fn setattr(&self, ino: u64, changes: &Changes, privileged: bool) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
         if changes.uid.is_some() || changes.gid.is_some() {
-            dir::chown(&inode.fd, changes.uid, changes.gid)?;
+            dir::chown(inode.fd()?, changes.uid, changes.gid)?;
         }
         if let Some(size) = changes.size {
             self.open_content(&inode, true)?.set_size(size)?;
@@ -51,16 +52,20 @@ impl Fs {
         }
         // After the owner: changing that takes bits away.
         if let Some(mode) = changes.mode {
-            dir::chmod(&inode.fd, mode)?;
+            dir::chmod(inode.fd()?, mode)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
             let times = Timestamps {
                 last_access: timespec(changes.atime),
                 last_modification: timespec(changes.mtime),
             };
-            dir::set_times(&inode.fd, &times)?;
+            let set = || dir::set_times(inode.fd()?, &times);
+            match self.files.get(inode.host_ino) {
+                Some(file) => file.with_times_at_rest(set)?,
+                None => set()?,
+            }
         }
-        self.attr(&inode)
+        self.attr(&inode).map(|attr| entry(&inode, attr))
     }
 }
 

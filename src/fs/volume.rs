@@ -15,7 +15,7 @@ use crate::format::config::{CONFIG_NAME, ConfigError, NameMode, Volume, VolumeCo
 use crate::format::journal::JournalPage;
 use crate::format::{FormatError, Layout};
 use crate::keys::{KeyContext, KeyError, KeyRing, KeyService, WrappedKey};
-use crate::sys::durable;
+use crate::sys::{durable, process};
 use crate::types::{FileId, KeyLen, VolumeId};
 
 use super::inode::InodeTable;
@@ -132,7 +132,6 @@ pub fn init(backing: &Path, ring: &KeyRing, options: InitOptions) -> Result<Volu
 pub struct Found {
     path: PathBuf,
     root: OwnedFd,
-    config: OwnedFd,
     /// What its configuration says.
     pub volume: Volume,
 }
@@ -147,24 +146,23 @@ pub fn find(backing: &Path) -> Result<Found> {
         error,
     };
     let root = dir::open_dir(dir::CWD, path_bytes(backing)).map_err(host)?;
-    let config = dir::open_file(&root, CONFIG_NAME.as_bytes(), false).map_err(|error| {
+    let path = backing.join(CONFIG_NAME);
+    let json = std::fs::read(&path).map_err(|e| {
+        let error = Errno::from_io_error(&e).unwrap_or(Errno::IO);
         if dir::is_absent(error) {
             OpenError::NotAVolume(backing.to_owned())
         } else {
-            host(error)
+            OpenError::Host {
+                path: path.clone(),
+                error,
+            }
         }
-    })?;
-    let path = backing.join(CONFIG_NAME);
-    let json = std::fs::read(&path).map_err(|e| OpenError::Host {
-        path: path.clone(),
-        error: Errno::from_io_error(&e).unwrap_or(Errno::IO),
     })?;
     let (_, volume) =
         VolumeConfig::parse(&json).map_err(|error| OpenError::Config { path, error })?;
     Ok(Found {
         path: backing.to_owned(),
         root,
-        config,
         volume,
     })
 }
@@ -175,9 +173,8 @@ pub struct Mounted {
     pub fs: Arc<Fs>,
     /// Its data keys.
     pub keys: Arc<KeyService>,
+    /// The backing root, and with it the volume's lock.
     root: OwnedFd,
-    /// Keeps the lock.
-    _config: OwnedFd,
 }
 
 impl Found {
@@ -197,7 +194,7 @@ impl Found {
         if !volume.writable && !read_only {
             return Err(OpenError::WriteTooNew);
         }
-        match dir::lock(&self.config) {
+        match dir::lock(&self.root) {
             Err(Errno::WOULDBLOCK) => return Err(OpenError::InUse(self.path)),
             other => other.map_err(|error| self.host_error(error))?,
         }
@@ -221,10 +218,11 @@ impl Found {
             .try_clone()
             .map_err(|e| self.host_error(Errno::from_io_error(&e).unwrap_or(Errno::MFILE)))?;
         let path_fd = dir::open_path(&self.root, b".").map_err(|e| self.host_error(e))?;
+        let descriptors = process::descriptor_limit() as usize;
         let fs = Fs {
             volume: Arc::new(context),
             names,
-            inodes: InodeTable::new(path_fd)?,
+            inodes: InodeTable::new(path_fd, descriptors / 10 * 7)?,
             files: Default::default(),
             handles: Default::default(),
             listings: Default::default(),
@@ -234,7 +232,6 @@ impl Found {
             fs: Arc::new(fs),
             keys,
             root,
-            _config: self.config,
         })
     }
 
@@ -261,9 +258,10 @@ impl Found {
     }
 
     fn start_journal(&self, read_only: bool) -> Result<(Option<Arc<Journal>>, u32, Vec<u32>)> {
-        let root_ino = dir::stat(&self.root)
-            .map_err(|e| self.host_error(e))?
-            .stx_ino;
+        // Roots of two filesystems often have the same number, so the time of
+        // birth goes in as well.
+        let root = dir::stat(&self.root).map_err(|e| self.host_error(e))?;
+        let root_ino = root.stx_ino ^ (super::attr::generation(&root) << 32);
         let mut files: Vec<Arc<dyn BackingFile>> = Vec::new();
         for name in JOURNALS {
             match dir::create(&self.root, name, 0o600, false) {
@@ -274,6 +272,8 @@ impl Found {
                 Err(error) => return Err(self.host_error(error)),
             }
         }
+        // Their names have to outlive a crash as much as what is in them.
+        dir::sync_dir(&self.root, false).map_err(|e| self.host_error(e))?;
         let files: [Arc<dyn BackingFile>; 2] = files.try_into().ok().expect("two names");
         let mut finder = Walk(&self.root);
         let (id, layout) = (self.volume.id, self.volume.layout);
@@ -309,7 +309,8 @@ impl Found {
             let mut bytes = vec![0; crate::format::journal::PAGE];
             fd.read_at(&mut [std::io::IoSliceMut::new(&mut bytes)], 0)
                 .map_err(|e| self.host_error(e))?;
-            if let Some(page) = JournalPage::decode(&bytes, crate::crypto::sha256) {
+            let page = JournalPage::decode(&bytes, crate::crypto::sha256);
+            if let Some(page) = page.map_err(ContentError::from)? {
                 if page.generation != 0 {
                     return Err(OpenError::NeedsRecovery);
                 }
@@ -321,6 +322,18 @@ impl Found {
 }
 
 impl Mounted {
+    /// Makes everything durable that has come here, but leaves the epoch open:
+    /// for an end while requests may still be under way.
+    ///
+    /// # Errors
+    /// Those of the host.
+    pub fn make_durable(&self) -> Result<()> {
+        if let Some(journal) = &self.fs.volume.journal {
+            journal.commit()?;
+        }
+        dir::sync_all(&self.root).map_err(|e| OpenError::Fs(FsError::Host(e)))
+    }
+
     /// Makes everything durable and ends the epoch cleanly.
     ///
     /// # Errors
@@ -401,7 +414,8 @@ impl Walk<'_> {
                 }
                 match kind {
                     dir::FileType::Directory => {
-                        waiting.push(dir::open_dir(&directory, name)?);
+                        let open = || dir::open_dir(&directory, name);
+                        waiting.push(with_access(&directory, name, 0o700, open)?);
                     }
                     dir::FileType::RegularFile => each(&directory, name, entry.ino)?,
                     _ => {}
@@ -409,6 +423,33 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+}
+
+fn open_file(directory: &OwnedFd, name: &[u8]) -> crate::backing::Result<OwnedFd> {
+    with_access(directory, name, 0o600, || {
+        dir::open_file(directory, name, true)
+    })
+}
+
+/// Opens something that its owner may have closed to itself, on a mount that
+/// runs as that owner: what waits in the journal has to be written all the same.
+fn with_access(
+    directory: &OwnedFd,
+    name: &[u8],
+    bits: u32,
+    open: impl Fn() -> crate::backing::Result<OwnedFd>,
+) -> crate::backing::Result<OwnedFd> {
+    match open() {
+        Err(Errno::ACCESS) => {
+            let path = dir::open_path(directory, name)?;
+            let mode = u32::from(dir::stat(&path)?.stx_mode);
+            dir::chmod(&path, mode | bits)?;
+            let opened = open();
+            dir::chmod(&path, mode)?;
+            opened
+        }
+        other => other,
     }
 }
 
@@ -420,7 +461,7 @@ impl Finder for Walk<'_> {
         let mut found: HashMap<u64, Arc<dyn BackingFile>> = HashMap::new();
         self.files(&mut |directory, name, ino| {
             if inodes.contains(&ino) && !found.contains_key(&ino) {
-                let fd = dir::open_file(directory, name, true)?;
+                let fd = open_file(directory, name)?;
                 found.insert(ino, Arc::new(HostFile::new(fd)));
             }
             Ok(())
@@ -432,11 +473,9 @@ impl Finder for Walk<'_> {
         &mut self,
         each: &mut dyn FnMut(Arc<dyn BackingFile>) -> crate::content::Result<()>,
     ) -> crate::content::Result<()> {
+        // kmsfs's own files are among them, and have no header.
         self.files(&mut |directory, name, _| {
-            if name.starts_with(super::names::OWN) {
-                return Ok(());
-            }
-            let fd = dir::open_file(directory, name, true)?;
+            let fd = open_file(directory, name)?;
             each(Arc::new(HostFile::new(fd)))
         })
     }

@@ -27,6 +27,9 @@ impl Fs {
         let Some(plain) = name.strip_prefix(USER) else {
             return Ok(Stored::Plain);
         };
+        if plain.is_empty() {
+            return Err(FsError::Invalid);
+        }
         if name.len() > NAME_MAX {
             return Err(FsError::NameTooLong);
         }
@@ -46,15 +49,15 @@ impl Fs {
     pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inodes.get(ino)?;
         match self.stored_xattr(name)? {
-            Stored::Plain => Ok(xattr::get(&inode.fd, name)?),
+            Stored::Plain => Ok(xattr::get(inode.fd()?, name)?),
             Stored::Sealed(stored) => {
-                let value = xattr::get(&inode.fd, &stored)?;
+                let value = xattr::get(inode.fd()?, &stored)?;
                 self.names
                     .open_xattr(name, &value)
                     .ok_or(FsError::BadMetadata)
             }
             Stored::Long(stored) => {
-                let value = xattr::get(&inode.fd, &stored)?;
+                let value = xattr::get(inode.fd()?, &stored)?;
                 let (_, value) = self.open_long(&value).ok_or(FsError::BadMetadata)?;
                 Ok(value)
             }
@@ -68,17 +71,17 @@ impl Fs {
     pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let inode = self.inodes.get(ino)?;
         match self.stored_xattr(name)? {
-            Stored::Plain => xattr::set(&inode.fd, name, value, flags)?,
+            Stored::Plain => xattr::set(inode.fd()?, name, value, flags)?,
             Stored::Sealed(stored) => {
                 let value = self.names.seal_xattr(name, value);
-                xattr::set(&inode.fd, &stored, &value, flags)?;
+                xattr::set(inode.fd()?, &stored, &value, flags)?;
             }
             Stored::Long(stored) => {
                 let mut both = (name.len() as u16).to_le_bytes().to_vec();
                 both.extend_from_slice(name);
                 both.extend_from_slice(value);
                 let value = self.names.seal_xattr(LONG, &both);
-                xattr::set(&inode.fd, &stored, &value, flags)?;
+                xattr::set(inode.fd()?, &stored, &value, flags)?;
             }
         }
         Ok(())
@@ -90,14 +93,14 @@ impl Fs {
     /// Those of the host. Names that do not decrypt are left out and reported.
     pub fn listxattr(&self, ino: u64) -> Result<Vec<Vec<u8>>> {
         let inode = self.inodes.get(ino)?;
-        let stored = xattr::list(&inode.fd)?;
+        let stored = xattr::list(inode.fd()?)?;
         let mut names = Vec::with_capacity(stored.len());
         for stored in stored {
             let name = if let Some(sealed) = stored.strip_prefix(SEALED) {
                 let plain = self.names.open_xattr_name(sealed);
                 plain.map(|plain| [USER, &plain].concat())
             } else if stored.starts_with(LONG) {
-                let value = xattr::get(&inode.fd, &stored)?;
+                let value = xattr::get(inode.fd()?, &stored)?;
                 self.open_long(&value).map(|(name, _)| name)
             } else if stored.starts_with(USER) {
                 None
@@ -119,8 +122,8 @@ impl Fs {
     pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<()> {
         let inode = self.inodes.get(ino)?;
         match self.stored_xattr(name)? {
-            Stored::Plain => xattr::remove(&inode.fd, name)?,
-            Stored::Sealed(stored) | Stored::Long(stored) => xattr::remove(&inode.fd, &stored)?,
+            Stored::Plain => xattr::remove(inode.fd()?, name)?,
+            Stored::Sealed(stored) | Stored::Long(stored) => xattr::remove(inode.fd()?, &stored)?,
         }
         Ok(())
     }

@@ -6,26 +6,25 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
-    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{Attr, Changes, Entry, FileKind, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
+use crate::fs::{Changes, Entry, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
 use crate::sys::creds::Caller;
 
+use super::convert::{TTL, attr, attr_ttl, no_entry, reply_entry};
 use super::errno::{errno, is_remarkable};
+use super::listing;
 use super::notices::Notices;
 use super::time;
 
-/// How long the kernel may keep what it was told: this mount is the volume's
-/// only writer, so nothing changes behind the kernel's back.
-const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
 const CONGESTION: u16 = 96;
@@ -61,63 +60,6 @@ macro_rules! answer {
             Err(error) => $reply.error($self.failed($operation, $ino.0, &error)),
         }
     };
-}
-
-fn kind(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-    }
-}
-
-fn attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: time::to_system(attr.atime),
-        mtime: time::to_system(attr.mtime),
-        ctime: time::to_system(attr.ctime),
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: kind(attr.kind),
-        perm: attr.perm,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// An entry with inode 0: the kernel remembers that there is none.
-fn no_entry() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        ..attr(&Attr {
-            ino: 0,
-            size: 0,
-            blocks: 0,
-            atime: Default::default(),
-            mtime: Default::default(),
-            ctime: Default::default(),
-            kind: FileKind::Regular,
-            perm: 0,
-            nlink: 0,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-        })
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, entry: &Entry) {
-    reply.entry(&TTL, &attr(&entry.attr), Generation(entry.generation));
 }
 
 fn new_node(req: &Request, mode: u32, umask: u32) -> NewNode {
@@ -192,8 +134,8 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let result = self.fs.getattr(ino.0);
-        answer!(self, "getattr", ino, result, reply, |a| reply
-            .attr(&TTL, &attr(&a)));
+        answer!(self, "getattr", ino, result, reply, |e: Entry| reply
+            .attr(&attr_ttl(&e), &attr(&e.attr)));
     }
 
     fn setattr(
@@ -223,8 +165,8 @@ impl Filesystem for Adapter {
             mtime: mtime.map(time::from_fuser),
         };
         let result = self.fs.setattr(ino.0, &changes, privileged(req));
-        answer!(self, "setattr", ino, result, reply, |a| reply
-            .attr(&TTL, &attr(&a)));
+        answer!(self, "setattr", ino, result, reply, |e: Entry| reply
+            .attr(&attr_ttl(&e), &attr(&e.attr)));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -432,7 +374,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let result = self.fs.fsync(fh.0, datasync);
-        answer!(self, "fsync", ino, result, reply, |()| reply.ok());
+        if let Ok(true) = result {
+            self.notices.attributes_changed(ino);
+        }
+        answer!(self, "fsync", ino, result, reply, |_| reply.ok());
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -450,11 +395,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let result = self.fs.readdir(fh.0, offset, |entry| {
-            let known = entry.kind.map_or(FileType::RegularFile, kind);
-            let name = OsStr::from_bytes(&entry.name);
-            !reply.add(INodeNo(entry.ino), entry.next, known, name)
-        });
+        let result = listing::fill(&self.fs, fh.0, offset, &mut reply);
         answer!(self, "readdir", ino, result, reply, |()| reply.ok());
     }
 
@@ -466,34 +407,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let result = self.fs.readdir(fh.0, offset, |listed| {
-            let name = OsStr::from_bytes(&listed.name);
-            if matches!(listed.name.as_slice(), b"." | b"..") {
-                // Not a lookup: the kernel takes only number and kind of these.
-                let mut dot = no_entry();
-                dot.ino = INodeNo(listed.ino);
-                dot.kind = FileType::Directory;
-                let add = reply.add(dot.ino, listed.next, name, &TTL, &dot, Generation(0));
-                return !add;
-            }
-            let entry = match self.fs.look_up_listed(fh.0, listed) {
-                Ok(entry) => entry,
-                // Gone since it was listed, or not to be had.
-                Err(_) => return true,
-            };
-            let full = reply.add(
-                INodeNo(entry.attr.ino),
-                listed.next,
-                name,
-                &TTL,
-                &attr(&entry.attr),
-                Generation(entry.generation),
-            );
-            if full {
-                self.fs.forget(entry.attr.ino, 1);
-            }
-            !full
-        });
+        let result = listing::fill_plus(&self.fs, fh.0, offset, &mut reply);
         answer!(self, "readdirplus", ino, result, reply, |()| reply.ok());
     }
 

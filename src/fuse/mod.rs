@@ -1,7 +1,9 @@
 //! The FUSE protocol over `fs`: arguments, replies, errnos, the session.
 
 mod adapter;
+mod convert;
 mod errno;
+mod listing;
 mod notices;
 pub mod options;
 pub mod session;

@@ -16,14 +16,18 @@ struct Notice {
     then: Then,
 }
 
-/// The way to the thread that sends notices.
+/// The way to the kernel, and to the thread that sends notices.
 #[derive(Default)]
-pub(super) struct Notices(OnceLock<Sender<Notice>>);
+pub(super) struct Notices {
+    direct: OnceLock<Notifier>,
+    thread: OnceLock<Sender<Notice>>,
+}
 
 impl Notices {
     /// Starts the thread; it ends with the last reference to this.
     pub(super) fn start(&self, notifier: Notifier) {
         let (sender, receiver) = channel::<Notice>();
+        let _ = self.direct.set(notifier.clone());
         let run = move || {
             for notice in receiver {
                 let ino = INodeNo(notice.ino);
@@ -37,7 +41,15 @@ impl Notices {
             log::error!("cannot start the thread for notices: {error}");
             return;
         }
-        let _ = self.0.set(sender);
+        let _ = self.thread.set(sender);
+    }
+
+    /// Makes the kernel ask for an inode's attributes when it next needs them.
+    /// This one notice waits for nothing, so any thread may send it.
+    pub(super) fn attributes_changed(&self, ino: INodeNo) {
+        if let Some(notifier) = self.direct.get() {
+            let _ = notifier.inval_inode(ino, -1, 0);
+        }
     }
 
     /// Makes the kernel write back and drop what it holds of a file from
@@ -48,7 +60,7 @@ impl Notices {
             offset: offset as i64,
             then: Box::new(then),
         };
-        match self.0.get() {
+        match self.thread.get() {
             Some(sender) => {
                 if let Err(unsent) = sender.send(notice) {
                     (unsent.0.then)();

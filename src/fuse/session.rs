@@ -102,6 +102,11 @@ impl Session {
         })
     }
 
+    /// What is mounted.
+    pub fn mounted(&self) -> Arc<Mounted> {
+        self.mounted.clone()
+    }
+
     /// Serves until the filesystem is unmounted, by whomever, then makes
     /// everything durable.
     ///

@@ -1,7 +1,9 @@
 //! Where data keys come from: providers, and the cache in front of them.
 
 pub mod cache;
+pub mod check;
 pub mod error;
+pub mod kms;
 pub mod local;
 pub mod passphrase;
 pub mod provider;

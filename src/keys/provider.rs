@@ -88,4 +88,15 @@ pub trait KeyProvider: Send + Sync {
         let key = self.unwrap(context, wrapped)?;
         self.wrap(context, &key)
     }
+
+    /// What the provider says about the key, as names and values for people.
+    fn describe(&self) -> Result<Vec<(&'static str, String)>, KeyError> {
+        Ok(Vec::new())
+    }
+
+    /// What someone who sees `error` may have to do about it, where the
+    /// provider knows.
+    fn advice(&self, _error: &KeyError) -> Option<String> {
+        None
+    }
 }

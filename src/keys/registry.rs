@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::crypto::DataKey;
+use crate::keys::kms::alibaba::AlibabaUri;
+#[cfg(feature = "alibaba")]
+use crate::keys::kms::alibaba::{AlibabaProvider, Environment};
 use crate::keys::local::{Keystore, LocalProvider};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::ring::{KeyRing, most_informative};
@@ -21,7 +24,22 @@ pub fn open_provider(
             Ok(provider) => Ok(Arc::new(provider)),
             Err(error) => Err(error),
         },
+        KeyUri::Alibaba(alibaba) => open_alibaba(&alibaba),
     }
+}
+
+#[cfg(feature = "alibaba")]
+fn open_alibaba(uri: &AlibabaUri) -> Result<Arc<dyn KeyProvider>, KeyError> {
+    let environment = Environment::of_process();
+    Ok(Arc::new(AlibabaProvider::open(uri, &environment)?))
+}
+
+#[cfg(not(feature = "alibaba"))]
+fn open_alibaba(uri: &AlibabaUri) -> Result<Arc<dyn KeyProvider>, KeyError> {
+    Err(KeyError::Configuration {
+        detail: format!("this build cannot open {uri}"),
+        hint: Some("build kmsfs with --features alibaba".into()),
+    })
 }
 
 /// Opens the provider for a new volume: as [`open_provider`], but the default
@@ -30,8 +48,10 @@ pub fn open_provider_for_init(
     uri: &str,
     source: &PassphraseSource,
 ) -> Result<Arc<dyn KeyProvider>, KeyError> {
-    let KeyUri::Local(local) = KeyUri::parse(uri)?;
-    if local.name == LocalUri::DEFAULT_NAME && local.uuid.is_none() {
+    if let KeyUri::Local(local) = KeyUri::parse(uri)?
+        && local.name == LocalUri::DEFAULT_NAME
+        && local.uuid.is_none()
+    {
         Keystore::of(&local)?.load_or_create(&local.name)?;
     }
     open_provider(uri, source)
@@ -47,8 +67,10 @@ pub fn open_ring_for_init(uris: &[String], source: &PassphraseSource) -> Result<
 /// The directory a URI's keys are kept in on this machine, if they are: it must
 /// not lie inside a volume.
 pub fn keystore_directory(uri: &str) -> Result<Option<PathBuf>, KeyError> {
-    let KeyUri::Local(local) = KeyUri::parse(uri)?;
-    Ok(Some(Keystore::of(&local)?.directory().to_owned()))
+    match KeyUri::parse(uri)? {
+        KeyUri::Local(local) => Ok(Some(Keystore::of(&local)?.directory().to_owned())),
+        KeyUri::Alibaba(_) => Ok(None),
+    }
 }
 
 /// Opens a volume's recipients. One that cannot be opened stays in the ring and

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! local:NAME[?keystore=/absolute/path][#UUID]
+//! alibabakms://ENDPOINT/KEY[?PARAMETERS]
 //! ```
 
 use std::fmt;
@@ -12,9 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::random;
 use crate::keys::KeyError;
+use crate::keys::kms::alibaba::AlibabaUri;
 
 /// The key schemes this build can open, for hints.
-pub const SUPPORTED_SCHEMES: &str = "local:NAME";
+pub const SUPPORTED_SCHEMES: &str = if cfg!(feature = "alibaba") {
+    "local:NAME, alibabakms://ENDPOINT/KEY"
+} else {
+    "local:NAME"
+};
 
 const MAX_NAME: usize = 64;
 
@@ -23,6 +29,8 @@ const MAX_NAME: usize = 64;
 pub enum KeyUri {
     /// A key of the embedded provider.
     Local(LocalUri),
+    /// A key of Alibaba Cloud KMS.
+    Alibaba(AlibabaUri),
 }
 
 impl KeyUri {
@@ -30,6 +38,7 @@ impl KeyUri {
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         match text.split_once(':') {
             Some(("local", rest)) => LocalUri::parse_rest(text, rest).map(Self::Local),
+            Some((AlibabaUri::SCHEME, _)) => AlibabaUri::parse(text).map(Self::Alibaba),
             Some((scheme, _)) => Err(configuration(
                 format!("unknown key scheme {scheme:?} in {text:?}"),
                 format!("this build supports {SUPPORTED_SCHEMES}"),
@@ -51,7 +60,8 @@ impl KeyUri {
                 (Some(mine), Some(theirs)) => mine == theirs,
                 _ => mine.name == theirs.name,
             },
-            (_, Err(_)) => false,
+            (Self::Alibaba(mine), Ok(Self::Alibaba(theirs))) => mine.names_same_key(&theirs),
+            (Self::Local(_) | Self::Alibaba(_), _) => false,
         }
     }
 }
@@ -60,6 +70,7 @@ impl fmt::Display for KeyUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(uri) => uri.fmt(f),
+            Self::Alibaba(uri) => uri.fmt(f),
         }
     }
 }
@@ -253,8 +264,10 @@ mod tests {
     const UUID: &str = "000102030405060708090a0b0c0d0e0f";
 
     fn local(text: &str) -> LocalUri {
-        let KeyUri::Local(uri) = KeyUri::parse(text).unwrap();
-        uri
+        match KeyUri::parse(text).unwrap() {
+            KeyUri::Local(uri) => uri,
+            KeyUri::Alibaba(uri) => panic!("{uri}"),
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 
 use rustix::fs::Mode;
 use rustix::process;
@@ -42,7 +43,10 @@ pub fn run_as<T>(caller: Caller, umask: u32, create: impl FnOnce() -> T) -> T {
     // Leaving fsuid 0 dropped the filesystem capabilities from the effective
     // set; the caller's rights were checked, its groups are unknown here.
     if let Some(mut sets) = before {
-        let keep = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        let mut keep = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        if kernel_strips_sgid() {
+            keep |= CapabilitySet::FSETID;
+        }
         sets.effective = (sets.effective & !FILESYSTEM) | (sets.permitted & keep);
         let _ = set_capabilities(None, sets);
     }
@@ -78,6 +82,19 @@ fn set_fs_ids(uid: u32, gid: u32) {
             libc::syscall(libc::SYS_setfsuid, uid);
         }
     }
+}
+
+/// Whether the kernel has taken the sgid bit off the mode of a new file before
+/// it asks, where its maker is not in the group (since 6.0, `vfs_prepare_mode`).
+/// It knows the maker's groups; here they are not known.
+fn kernel_strips_sgid() -> bool {
+    static STRIPS: OnceLock<bool> = OnceLock::new();
+    *STRIPS.get_or_init(|| {
+        let system = rustix::system::uname();
+        let release = system.release().to_string_lossy();
+        let major = release.split('.').next().and_then(|n| n.parse().ok());
+        major.is_some_and(|major: u32| major >= 6)
+    })
 }
 
 fn set_umask(umask: u32) {

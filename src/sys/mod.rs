@@ -1,6 +1,7 @@
 //! What the process asks of its host: locked memory, credentials, mounting,
 //! limits. With `backing`, the only module that may contain `unsafe`.
 
+pub(crate) mod calendar;
 pub mod clock;
 pub mod creds;
 pub mod daemon;

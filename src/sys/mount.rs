@@ -123,6 +123,16 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
         .ok_or_else(|| io::Error::other("fusermount3 sent no descriptor"))
 }
 
+/// Has the kernel write everything back that it holds of a mounted filesystem.
+///
+/// # Errors
+/// Those of `syncfs(2)`.
+pub fn sync(mountpoint: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(mountpoint, flags, Mode::empty())?;
+    Ok(rustix::fs::syncfs(fd)?)
+}
+
 /// Unmounts; with `lazy` even while in use, once that ends.
 ///
 /// # Errors

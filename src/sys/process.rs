@@ -99,6 +99,11 @@ pub fn raise_descriptor_limit() -> u64 {
     reached
 }
 
+/// The most descriptors this process may have open.
+pub fn descriptor_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// `fs.nr_open`: the most a privileged process may ask for.
 fn system_descriptor_limit() -> u64 {
     std::fs::read_to_string("/proc/sys/fs/nr_open")

@@ -53,9 +53,11 @@ together() {
         "$command" "$seed" &
         processes+=("$!")
     done
+    local failures=0
     for process in "${processes[@]}"; do
-        wait "$process"
+        wait "$process" || failures=$((failures + 1))
     done
+    [ "$failures" -eq 0 ]
 }
 
 for command in published exerciser; do

@@ -55,6 +55,13 @@ impl World {
     }
 }
 
+fn resolved(provider: &LocalProvider) -> LocalUri {
+    match KeyUri::parse(provider.uri()).unwrap() {
+        KeyUri::Local(uri) => uri,
+        KeyUri::Alibaba(uri) => panic!("{uri}"),
+    }
+}
+
 fn generate(provider: &LocalProvider) -> (DataKey, WrappedKey) {
     provider.generate(&CONTEXT, KeyLen::Bits256).unwrap()
 }
@@ -84,7 +91,7 @@ fn the_resolved_uri_names_the_very_key_and_not_its_place() {
     let (_, wrapped) = generate(&provider);
     assert_eq!(wrapped.key_uri, format!("local:k#{uuid}"));
     assert!(provider.uri().contains("?keystore=/"));
-    let KeyUri::Local(resolved) = KeyUri::parse(provider.uri()).unwrap();
+    let resolved = resolved(&provider);
     assert_eq!(resolved.uuid, Some(uuid));
     LocalProvider::open(&resolved, &UNATTENDED).unwrap();
 }
@@ -198,7 +205,7 @@ fn a_deleted_or_recreated_key_is_not_found() {
     let world = World::new();
     let provider = world.open();
     let (_, wrapped) = generate(&provider);
-    let KeyUri::Local(resolved) = KeyUri::parse(provider.uri()).unwrap();
+    let resolved = resolved(&provider);
     let not_found = |result: Result<DataKey, KeyError>| {
         assert!(
             matches!(result, Err(KeyError::NotFound { .. })),

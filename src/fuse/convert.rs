@@ -1,0 +1,80 @@
+//! Attributes and entries as fuser takes them.
+
+use std::time::{Duration, SystemTime};
+
+use fuser::{FileAttr, FileType, Generation, INodeNo, ReplyEntry};
+
+use crate::fs::{Attr, Entry, FileKind};
+
+use super::time;
+
+/// How long the kernel may keep what it was told: this mount is the volume's
+/// only writer, so nothing changes behind the kernel's back.
+pub(super) const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// The same for the attributes of a file that is open for writing.
+const BUSY_TTL: Duration = Duration::from_secs(1);
+
+pub(super) fn kind(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+pub(super) fn attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: time::to_system(attr.atime),
+        mtime: time::to_system(attr.mtime),
+        ctime: time::to_system(attr.ctime),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: kind(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// An entry with inode 0: the kernel remembers that there is none.
+pub(super) fn no_entry() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        ..attr(&Attr {
+            ino: 0,
+            size: 0,
+            blocks: 0,
+            atime: Default::default(),
+            mtime: Default::default(),
+            ctime: Default::default(),
+            kind: FileKind::Regular,
+            perm: 0,
+            nlink: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+        })
+    }
+}
+
+/// Replies with an entry.
+pub(super) fn reply_entry(reply: ReplyEntry, entry: &Entry) {
+    let generation = Generation(entry.generation);
+    reply.entry_with_ttls(&attr_ttl(entry), &TTL, &attr(&entry.attr), generation);
+}
+
+/// How long the kernel may keep attributes. It does not count the blocks of a
+/// file that is being written.
+pub(super) fn attr_ttl(entry: &Entry) -> Duration {
+    if entry.busy { BUSY_TTL } else { TTL }
+}

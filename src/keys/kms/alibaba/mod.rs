@@ -1,0 +1,32 @@
+//! Alibaba Cloud KMS: `alibabakms://`.
+//!
+//! It speaks two protocols: the OpenAPI of all gateways (`openapi`, signed with
+//! an access key, `acs3`) and the one of KMS instances (`instance`, protobuf,
+//! signed with the private key in a client key file). `docs/KMS.md` says how to
+//! set them up.
+
+#[cfg(feature = "alibaba")]
+mod acs3;
+#[cfg(feature = "alibaba")]
+mod client_key;
+#[cfg(feature = "alibaba")]
+mod credentials;
+#[cfg(feature = "alibaba")]
+mod fault;
+#[cfg(feature = "alibaba")]
+mod instance;
+#[cfg(feature = "alibaba")]
+mod openapi;
+#[cfg(feature = "alibaba")]
+mod protobuf;
+#[cfg(feature = "alibaba")]
+mod provider;
+#[cfg(feature = "alibaba")]
+mod rpc;
+mod uri;
+
+#[cfg(feature = "alibaba")]
+pub use credentials::Environment;
+#[cfg(feature = "alibaba")]
+pub use provider::AlibabaProvider;
+pub use uri::{AlibabaUri, Wire};

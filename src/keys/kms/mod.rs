@@ -1,0 +1,18 @@
+//! Keys at real key management services.
+//!
+//! One folder a service, each behind a cargo feature of its name: its wire
+//! format, its credentials and its errors. The URIs are understood by every
+//! build, so that one that lacks a service can say so. All of them share the
+//! HTTP client in `http`, where asynchrony begins and ends: every call in here
+//! blocks its caller.
+
+pub mod alibaba;
+#[cfg(feature = "kms-http")]
+mod http;
+#[cfg(feature = "kms-http")]
+mod retry;
+#[cfg(feature = "kms-http")]
+mod secret_text;
+#[cfg(feature = "kms-http")]
+mod time;
+mod uri;
