@@ -63,7 +63,9 @@ impl Unpacked {
     fn open_with(&self, keystore: &Path) -> Result<Mounted, OpenError> {
         let found = volume::find(&self.backing())?;
         let uris = found.volume.keys.iter().map(|uri| {
-            let KeyUri::Local(mut uri) = KeyUri::parse(uri).unwrap();
+            let KeyUri::Local(mut uri) = KeyUri::parse(uri).unwrap() else {
+                panic!("golden volumes have local keys");
+            };
             uri.keystore = Some(keystore.to_owned());
             uri.to_string()
         });

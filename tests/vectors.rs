@@ -350,7 +350,9 @@ fn keystores() {
             }
         };
         let uri = format!("local:{name}?keystore={}", dir.path().display());
-        let KeyUri::Local(uri) = KeyUri::parse(&uri).unwrap();
+        let KeyUri::Local(uri) = KeyUri::parse(&uri).unwrap() else {
+            panic!("the vectors have local keys");
+        };
         let provider = LocalProvider::open(&uri, &source).unwrap();
         for wrapped in list(&case["wrapped"]) {
             let expected = hex(&wrapped["data_key"]);

@@ -72,14 +72,15 @@ impl Fs {
         if let Some((id, rest)) = &rest {
             dir::symlink(rest.as_bytes(), self.overflow_dir(true)?, id.as_bytes())?;
         }
-        stored.prepare(&parent)?;
         let make = || dir::symlink(target.as_bytes(), parent.fd()?, stored.entry());
-        if let Err(error) = run_as(new.caller, new.umask, make) {
+        let made = stored.prepare(&parent);
+        let made = made.and_then(|()| Ok(run_as(new.caller, new.umask, make)?));
+        if let Err(error) = made {
             stored.clean_up(&parent);
             if let Some((id, _)) = &rest {
                 dir::unlink(self.overflow_dir(false)?, id.as_bytes())?;
             }
-            return Err(error.into());
+            return Err(error);
         }
         self.look_up_stored(&parent, stored.entry())
     }

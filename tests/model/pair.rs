@@ -327,7 +327,7 @@ impl Pair {
     }
 
     /// The entries that kmsfs adds to the backing directory are all needed.
-    fn nothing_left_behind(&self) -> Outcome<()> {
+    pub(crate) fn nothing_left_behind(&self) -> Outcome<()> {
         let mut seen = HashSet::new();
         let (mut long, mut sidecars, mut overlong, mut overflow) = (0, 0, 0, 0);
         let mut waiting = vec![self.place.backing()];

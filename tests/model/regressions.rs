@@ -70,6 +70,24 @@ fn an_overlong_symlink_renamed_to_itself_keeps_its_target() {
     assert_eq!(pair.fs().readlink(link.attr.ino).unwrap(), target);
 }
 
+/// Its name could not be stored, and the part of its target that lies
+/// elsewhere stayed.
+#[test]
+fn an_overlong_symlink_that_cannot_be_made_leaves_nothing() {
+    let pair = Pair::new(ENCRYPTED);
+    let directory = pair.fs().mkdir(ROOT, b"directory", pair.new_node(0o700));
+    let directory = directory.unwrap().attr.ino;
+    // Whoever is inside goes on with its id.
+    assert!(pair.fs().lookup(directory, b"x").is_err());
+    pair.fs().rmdir(ROOT, b"directory").unwrap();
+    let new = pair.new_node(0o777);
+    let made = pair
+        .fs()
+        .symlink(directory, &[b'n'; 200], &[b't'; 4095], new);
+    assert!(made.is_err());
+    pair.nothing_left_behind().unwrap();
+}
+
 /// Devices are made by root and given to their owner, which takes these bits.
 #[test]
 fn a_new_device_keeps_suid_and_sgid() {
