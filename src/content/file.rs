@@ -94,12 +94,10 @@ impl EncryptedFile {
         writable: bool,
     ) -> Result<Arc<Self>> {
         let backing_len = backing.len()?;
-        let end = volume
-            .layout()
-            .block_count(volume.layout().plain_len(backing_len));
+        let size = volume.layout().plain_len(backing_len);
+        let end = volume.layout().block_count(size);
         let journal = volume.journal.as_ref();
-        let revoke_from = journal.filter(|j| j.has_records_from(ino, end));
-        let revoke_from = revoke_from.map(|_| end);
+        let recorded = journal.is_some_and(|j| j.has_records_from(ino, end));
         let mut identity = None;
         let mut pages = Pages::default();
         if backing_len > 0 {
@@ -107,11 +105,7 @@ impl EncryptedFile {
             backing.read_at(&mut [IoSliceMut::new(&mut head)], 0)?;
             identity = Identity::open(&volume, &head)?.map(Arc::new);
             let meta = volume.layout().meta_offset(0) as usize;
-            pages.offer_first(
-                &head[meta..],
-                volume.layout().plain_len(backing_len),
-                &volume,
-            );
+            pages.offer_first(&head[meta..], size, &volume);
         }
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -119,14 +113,14 @@ impl EncryptedFile {
             state: RwLock::new(State {
                 backing,
                 writable,
-                size: volume.layout().plain_len(backing_len),
+                size,
                 header_stored: identity.is_some(),
                 identity,
                 pending: BTreeMap::new(),
                 pending_since: Instant::now(),
                 last_record: 0,
                 freed: false,
-                revoke_from,
+                revoke_from: recorded.then_some(end),
                 end_clean: backing_len == 0,
                 deferred: None,
             }),

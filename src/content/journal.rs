@@ -271,21 +271,17 @@ impl Journal {
                 return Err(error.into());
             }
             let mut dirty = Vec::new();
-            for (i, segment) in state.segments.iter_mut().enumerate() {
+            for segment in &mut state.segments {
                 if std::mem::take(&mut segment.dirty) {
-                    dirty.push((i, segment.backing.clone()));
+                    dirty.push(segment.backing.clone());
                 }
             }
             (state.sequence - 1, dirty)
         };
-        for (at, (_, backing)) in dirty.iter().enumerate() {
+        for backing in dirty {
             if let Err(error) = backing.sync(true) {
                 log::error!("journal: {error}; no overwrite is safe until a new mount");
-                let mut state = self.state.lock();
-                state.broken = Some(error);
-                for (i, _) in &dirty[at..] {
-                    state.segments[*i].dirty = true;
-                }
+                self.state.lock().broken = Some(error);
                 return Err(error.into());
             }
         }

@@ -1,7 +1,7 @@
 //! The metadata pages of an open file: read once, written through.
 
 use std::collections::HashMap;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use crate::format::meta::MetaPage;
@@ -80,7 +80,7 @@ impl EncryptedFile {
             self.settle(state, group, &mut page)?;
         }
         let page = Arc::new(page);
-        self.pages.lock().put(group, page.clone());
+        self.keep_page(group, page.clone());
         Ok(page)
     }
 
@@ -93,8 +93,17 @@ impl EncryptedFile {
         Ok(page)
     }
 
+    /// Writes a changed page to the backing file, and keeps it.
+    pub(super) fn store_page(&self, state: &State, group: u64, page: Arc<MetaPage>) -> Result<()> {
+        let bufs = &mut [IoSlice::new(page.as_bytes())];
+        let offset = self.layout().meta_offset(group);
+        state.backing.write_at(bufs, offset)?;
+        self.keep_page(group, page);
+        Ok(())
+    }
+
     /// Keeps a page that has been written to the backing file.
-    pub(super) fn store_page(&self, group: u64, page: Arc<MetaPage>) {
+    pub(super) fn keep_page(&self, group: u64, page: Arc<MetaPage>) {
         self.pages.lock().put(group, page);
     }
 }

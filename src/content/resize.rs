@@ -77,23 +77,13 @@ impl EncryptedFile {
         let mut plain = zeroize::Zeroizing::new(vec![0; layout.block_size()]);
         self.read_blocks(state, index, &mut plain)?;
         let sealed = self.sealed(&identity, index, &plain[..len]);
-        let block = (sealed.entry, sealed.ciphertext.clone());
         self.journal_blocks(state, &identity, vec![sealed])?;
         if let Some(journal) = &self.volume.journal {
             journal.flush(state.last_record)?;
         }
+        let placed = self.put_in_place(state, &[index]);
         state.pending.remove(&index);
-        let (group, at) = layout.group_of(index);
-        let mut page = self.page_to_change(state, group)?;
-        Arc::make_mut(&mut page).set(at, Some(block.0));
-        let offset = layout.block_offset(index);
-        state
-            .backing
-            .write_at(&mut [IoSlice::new(&block.1)], offset)?;
-        let bufs = &mut [IoSlice::new(page.as_bytes())];
-        state.backing.write_at(bufs, layout.meta_offset(group))?;
-        self.store_page(group, page);
-        Ok(())
+        placed
     }
 
     /// Makes `offset .. offset + len` a hole. With `keep_size` false and the
@@ -214,11 +204,7 @@ impl EncryptedFile {
         for at in from..to {
             Arc::make_mut(&mut page).set(at, None);
         }
-        let bufs = &mut [IoSlice::new(page.as_bytes())];
-        state
-            .backing
-            .write_at(bufs, self.layout().meta_offset(group))?;
-        self.store_page(group, page);
+        self.store_page(state, group, page)?;
         Ok(true)
     }
 
@@ -343,11 +329,7 @@ impl EncryptedFile {
         state.freed = true;
         self.unsynced.store(true, Ordering::Release);
         let page = self.page_to_change(state, group)?;
-        let bufs = &mut [IoSlice::new(page.as_bytes())];
-        let offset = self.layout().meta_offset(group);
-        state.backing.write_at(bufs, offset)?;
-        self.store_page(group, page);
-        Ok(())
+        self.store_page(state, group, page)
     }
 
     /// Reserves storage for `offset .. offset + len`; without `keep_size` the

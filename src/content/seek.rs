@@ -11,24 +11,10 @@ impl EncryptedFile {
     /// Those of reading metadata.
     pub fn next_data(&self, offset: u64) -> Result<Option<u64>> {
         let state = self.state.read();
-        let layout = self.layout();
-        if offset >= state.size {
-            return Ok(None);
-        }
-        let end = layout.block_count(state.size);
-        let mut index = layout.block_of(offset);
-        while index < end {
-            let (group, at) = layout.group_of(index);
-            let page = self.page(&state, group)?;
-            let start = layout.group_start(group);
-            let in_group = (end - start).min(layout.group_blocks(group)) as usize;
-            if let Some(at) = (at..in_group).find(|&at| page.get(at).is_some()) {
-                let found = (start + at as u64) * layout.block_size() as u64;
-                return Ok(Some(found.max(offset)));
-            }
-            index = layout.group_start(self.next_stored_group(&state, group)?);
-        }
-        Ok(None)
+        // Groups that are not stored have no data.
+        self.find(&state, offset, true, |group| {
+            self.next_stored_group(&state, group)
+        })
     }
 
     /// The first offset from `offset` on that is a hole, at the latest the end
@@ -38,24 +24,37 @@ impl EncryptedFile {
     /// Those of reading metadata.
     pub fn next_hole(&self, offset: u64) -> Result<Option<u64>> {
         let state = self.state.read();
-        let layout = self.layout();
         if offset >= state.size {
             return Ok(None);
         }
+        let found = self.find(&state, offset, false, |group| Ok(group + 1))?;
+        Ok(Some(found.map_or(state.size, |at| at.min(state.size))))
+    }
+
+    /// The first offset from `offset` on in a block that is stored, or is not;
+    /// `next` gives the group to look at after one that has no such block.
+    fn find(
+        &self,
+        state: &State,
+        offset: u64,
+        stored: bool,
+        next: impl Fn(u64) -> Result<u64>,
+    ) -> Result<Option<u64>> {
+        let layout = self.layout();
         let end = layout.block_count(state.size);
         let mut index = layout.block_of(offset);
-        while index < end {
+        while offset < state.size && index < end {
             let (group, at) = layout.group_of(index);
-            let page = self.page(&state, group)?;
+            let page = self.page(state, group)?;
             let start = layout.group_start(group);
             let in_group = (end - start).min(layout.group_blocks(group)) as usize;
-            if let Some(at) = (at..in_group).find(|&at| page.get(at).is_none()) {
+            if let Some(at) = (at..in_group).find(|&at| page.get(at).is_some() == stored) {
                 let found = (start + at as u64) * layout.block_size() as u64;
-                return Ok(Some(found.max(offset).min(state.size)));
+                return Ok(Some(found.max(offset)));
             }
-            index = start + layout.group_blocks(group);
+            index = layout.group_start(next(group)?);
         }
-        Ok(Some(state.size))
+        Ok(None)
     }
 
     /// The next group after `group` that may have metadata on the disk: whole

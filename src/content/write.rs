@@ -221,16 +221,15 @@ impl EncryptedFile {
             let backing = &state.backing;
             backing.write_at(&mut [IoSlice::new(out)], run_offset)?;
             if !adjacent {
-                let (group, _, page) = &groups[0];
-                let bufs = &mut [IoSlice::new(page.as_bytes())];
-                backing.write_at(bufs, layout.meta_offset(*group))?;
+                let (group, _, page) = groups.remove(0);
+                self.store_page(state, group, page)?;
             }
             if with_header && run_offset > 0 {
                 backing.write_at(&mut [IoSlice::new(&identity.encode_slots()?)], 0)?;
             }
             state.header_stored = true;
             for (group, _, page) in groups {
-                self.store_page(group, page);
+                self.keep_page(group, page);
             }
             Ok(())
         })
@@ -268,7 +267,8 @@ impl EncryptedFile {
         }
     }
 
-    fn put_in_place(&self, state: &State, ready: &[u64]) -> Result<()> {
+    /// Writes the pending blocks `ready`, in rising order, where they belong.
+    pub(super) fn put_in_place(&self, state: &State, ready: &[u64]) -> Result<()> {
         let layout = self.layout();
         let mut rest = ready;
         while let Some(&first) = rest.first() {
@@ -295,9 +295,7 @@ impl EncryptedFile {
                 let at = layout.group_of(*index).1;
                 Arc::make_mut(&mut page).set(at, Some(state.pending[index].entry));
             }
-            let bufs = &mut [IoSlice::new(page.as_bytes())];
-            state.backing.write_at(bufs, layout.meta_offset(group))?;
-            self.store_page(group, page);
+            self.store_page(state, group, page)?;
         }
         Ok(())
     }

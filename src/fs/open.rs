@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -195,10 +196,10 @@ impl Fs {
             // handle, and reads what it needs to complete a page.
             let (fd, writable) = match dir::reopen(inode.fd()?, true) {
                 Ok(fd) => (fd, true),
-                Err(error) if write => (self.force_open(inode, error)?, true),
+                Err(error) if write => (force_open(inode, error)?, true),
                 Err(_) => match dir::reopen(inode.fd()?, false) {
                     Ok(fd) => (fd, false),
-                    Err(error) => (self.force_open(inode, error)?, true),
+                    Err(error) => (force_open(inode, error)?, true),
                 },
             };
             let backing = Arc::new(HostFile::new(fd));
@@ -206,32 +207,13 @@ impl Fs {
         })?;
         if write {
             if !file.is_writable() {
-                let fd = match dir::reopen(inode.fd()?, true) {
-                    Ok(fd) => fd,
-                    Err(error) => self.force_open(inode, error)?,
-                };
+                let fd = dir::reopen(inode.fd()?, true);
+                let fd = fd.or_else(|error| force_open(inode, error))?;
                 file.make_writable(Arc::new(HostFile::new(fd)));
             }
             file.prepare_write()?;
         }
         Ok(file)
-    }
-
-    /// Opens a file that its owner may write but not read, or the reverse, on a
-    /// mount that runs as that owner: encryption needs both.
-    fn force_open(
-        &self,
-        inode: &Inode,
-        error: Errno,
-    ) -> crate::content::Result<std::os::fd::OwnedFd> {
-        if error != Errno::ACCESS {
-            return Err(error.into());
-        }
-        let mode = u32::from(dir::stat(inode.fd()?)?.stx_mode);
-        dir::chmod(inode.fd()?, mode | 0o600)?;
-        let opened = dir::reopen(inode.fd()?, true);
-        dir::chmod(inode.fd()?, mode)?;
-        Ok(opened?)
     }
 
     /// Reads from an open file: see [`EncryptedFile::read`].
@@ -378,6 +360,20 @@ impl Fs {
         }
         Ok(done)
     }
+}
+
+/// Opens a file that its owner may write but not read, or the reverse, on a
+/// mount that runs as that owner: encryption needs both.
+fn force_open(inode: &Inode, error: Errno) -> crate::backing::Result<OwnedFd> {
+    if error != Errno::ACCESS {
+        return Err(error);
+    }
+    let fd = inode.fd()?;
+    let mode = u32::from(dir::stat(&fd)?.stx_mode);
+    dir::chmod(&fd, mode | 0o600)?;
+    let opened = dir::reopen(&fd, true);
+    dir::chmod(&fd, mode)?;
+    opened
 }
 
 /// Takes the suid bit away, and the sgid bit of an executable, as a write or

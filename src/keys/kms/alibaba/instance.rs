@@ -7,7 +7,6 @@
 //! one of the former kind.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use aws_lc_rs::digest;
 use data_encoding::HEXUPPER;
@@ -17,6 +16,7 @@ use zeroize::Zeroizing;
 use super::client_key::ClientKey;
 use super::fault::{Asked, Fault, Remedy};
 use super::protobuf::{Message, Writer};
+use super::target::Target;
 use super::uri::key_id;
 use crate::crypto::DataKey;
 use crate::keys::kms::http::{Http, Request, Response};
@@ -36,11 +36,7 @@ pub(super) struct Instance {
     pub(super) origin: String,
     pub(super) client_key: ClientKey,
     pub(super) clock: ClockOffset,
-    /// The key's id or alias.
-    pub(super) key: String,
-    /// The key's URI in wrapped keys and errors.
-    pub(super) identity: String,
-    pub(super) time: Duration,
+    pub(super) target: Target,
     /// Whether the instance was found to lack the Advance operations.
     pub(super) plain: AtomicBool,
 }
@@ -54,24 +50,26 @@ impl Instance {
         let size = len.bytes() as u64;
         let aad = context.aad();
         let advance = Writer::new()
-            .text(1, &self.key)
+            .text(1, &self.target.key)
             .number(2, size)
             .bytes(3, &aad);
         let plain = Writer::new()
-            .text(1, &self.key)
+            .text(1, &self.target.key)
             .number(3, size)
             .bytes(4, &aad);
         let (is_advance, answer) = self.either(
             ("AdvanceGenerateDataKey", &advance.finish()),
             ("GenerateDataKey", &plain.finish()),
             Asked::Other,
-            self.deadline(),
+            self.target.deadline(),
         )?;
         let message = self.parse(&answer)?;
-        self.check_key(&message, 1)?;
+        self.target.check_answer(message.text(1))?;
         let key = self.data_key(message.bytes(3))?;
         if key.len() != len {
-            return Err(self.malformed("the data key has another length than was asked for"));
+            return Err(self
+                .target
+                .malformed("the data key has another length than was asked for"));
         }
         let fields = Fields {
             iv: message.bytes(2),
@@ -83,7 +81,7 @@ impl Instance {
     }
 
     pub(super) fn wrap(&self, context: &KeyContext, key: &DataKey) -> Result<WrappedKey, KeyError> {
-        self.wrap_by(context, key, self.deadline())
+        self.wrap_by(context, key, self.target.deadline())
     }
 
     fn wrap_by(
@@ -93,7 +91,7 @@ impl Instance {
         deadline: Deadline,
     ) -> Result<WrappedKey, KeyError> {
         let request = Writer::new()
-            .text(1, &self.key)
+            .text(1, &self.target.key)
             .bytes(2, key.expose())
             .bytes(4, &context.aad())
             .finish();
@@ -104,7 +102,7 @@ impl Instance {
             deadline,
         )?;
         let message = self.parse(&answer)?;
-        self.check_key(&message, 1)?;
+        self.target.check_answer(message.text(1))?;
         let fields = Fields {
             ciphertext: message.bytes(2),
             iv: message.bytes(3),
@@ -119,7 +117,7 @@ impl Instance {
         context: &KeyContext,
         wrapped: &WrappedKey,
     ) -> Result<DataKey, KeyError> {
-        self.unwrap_by(context, wrapped, self.deadline())
+        self.unwrap_by(context, wrapped, self.target.deadline())
     }
 
     fn unwrap_by(
@@ -134,19 +132,14 @@ impl Instance {
         };
         let request = Writer::new()
             .bytes(1, &wrapped.ciphertext)
-            .text(2, &self.key)
+            .text(2, &self.target.key)
             .text(3, &wrapped.algorithm)
             .bytes(4, &context.aad())
             .bytes(5, &wrapped.iv)
             .finish();
         let answer = self.exchange(operation, &request, Asked::Unwrap, deadline, |_| false)?;
         let message = self.parse(&answer)?;
-        if !self.is_own(message.text(1)) {
-            return Err(KeyError::Rejected {
-                key: self.identity.clone(),
-                detail: "it was wrapped by another key".into(),
-            });
-        }
+        self.target.check_unwrapped(message.text(1))?;
         self.data_key(message.bytes(2))
     }
 
@@ -156,23 +149,23 @@ impl Instance {
         context: &KeyContext,
         wrapped: &WrappedKey,
     ) -> Result<WrappedKey, KeyError> {
-        let deadline = self.deadline();
+        let deadline = self.target.deadline();
         let key = self.unwrap_by(context, wrapped, deadline)?;
         self.wrap_by(context, &key, deadline)
     }
 
     /// The id of the key, which may have been named by an alias.
     pub(super) fn resolve(&self) -> Result<String, KeyError> {
-        let advance = Writer::new().text(1, &self.key).number(2, 32);
-        let plain = Writer::new().text(1, &self.key).number(3, 32);
+        let advance = Writer::new().text(1, &self.target.key).number(2, 32);
+        let plain = Writer::new().text(1, &self.target.key).number(3, 32);
         let (_, answer) = self.either(
             ("AdvanceGenerateDataKey", &advance.finish()),
             ("GenerateDataKey", &plain.finish()),
             Asked::Other,
-            self.deadline(),
+            self.target.deadline(),
         )?;
         let id = self.parse(&answer)?.text(1).and_then(key_id);
-        id.ok_or_else(|| self.malformed("it names no key"))
+        id.ok_or_else(|| self.target.malformed("it names no key"))
     }
 
     /// Whether the instance uses the key's first version only.
@@ -218,7 +211,8 @@ impl Instance {
             loop {
                 let request = self.signed(operation, body);
                 let answer = self.http.send(request, deadline.one_try());
-                let answer = answer.map_err(|error| error.about(&self.identity, &self.origin))?;
+                let answer =
+                    answer.map_err(|error| error.about(&self.target.identity, &self.origin))?;
                 if answer.status == 200 {
                     return Ok(answer);
                 }
@@ -230,7 +224,7 @@ impl Instance {
                         .server_time
                         .is_some_and(|time| self.clock.correct(time));
                 if !cured {
-                    return Err(fault.about(&self.identity, asked));
+                    return Err(fault.about(&self.target.identity, asked));
                 }
             }
         })
@@ -268,24 +262,31 @@ impl Instance {
 
     fn parse<'a>(&self, answer: &'a Response) -> Result<Message<'a>, KeyError> {
         let message = Message::parse(&answer.body);
-        message.ok_or_else(|| self.malformed("it is not the message that was expected"))
+        message.ok_or_else(|| {
+            self.target
+                .malformed("it is not the message that was expected")
+        })
     }
 
     fn data_key(&self, bytes: &[u8]) -> Result<DataKey, KeyError> {
-        DataKey::from_bytes(bytes)
-            .ok_or_else(|| self.malformed("the data key has a length that no data key has"))
+        DataKey::from_bytes(bytes).ok_or_else(|| {
+            self.target
+                .malformed("the data key has a length that no data key has")
+        })
     }
 
     fn wrapped(&self, is_advance: bool, fields: &Fields<'_>) -> Result<WrappedKey, KeyError> {
         if fields.ciphertext.is_empty() || (!is_advance && fields.iv.is_empty()) {
-            return Err(self.malformed("the wrapped key or its IV is missing"));
+            return Err(self
+                .target
+                .malformed("the wrapped key or its IV is missing"));
         }
         let kept = |value: &str| match is_advance {
             true => String::new(),
             false => value.to_owned(),
         };
         Ok(WrappedKey {
-            key_uri: self.identity.clone(),
+            key_uri: self.target.identity.clone(),
             key_version: fields.version.to_owned(),
             algorithm: kept(fields.algorithm),
             iv: if is_advance {
@@ -295,28 +296,6 @@ impl Instance {
             },
             ciphertext: fields.ciphertext.to_vec(),
         })
-    }
-
-    fn check_key(&self, message: &Message<'_>, field: u64) -> Result<(), KeyError> {
-        if self.is_own(message.text(field)) {
-            return Ok(());
-        }
-        Err(self.malformed("the answer is about another key"))
-    }
-
-    fn is_own(&self, answered: Option<&str>) -> bool {
-        answered.and_then(key_id).is_some_and(|id| id == self.key)
-    }
-
-    fn malformed(&self, problem: &str) -> KeyError {
-        KeyError::Malformed {
-            key: self.identity.clone(),
-            detail: problem.to_owned(),
-        }
-    }
-
-    fn deadline(&self) -> Deadline {
-        Deadline::after(self.time)
     }
 }
 

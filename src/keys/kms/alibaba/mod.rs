@@ -23,6 +23,8 @@ mod protobuf;
 mod provider;
 #[cfg(feature = "alibaba")]
 mod rpc;
+#[cfg(feature = "alibaba")]
+mod target;
 mod uri;
 
 #[cfg(feature = "alibaba")]

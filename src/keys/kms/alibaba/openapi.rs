@@ -1,7 +1,5 @@
 //! The OpenAPI, version 2016-01-20, of shared and dedicated gateways.
 
-use std::time::Duration;
-
 use data_encoding::BASE64;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -10,7 +8,7 @@ use zeroize::Zeroizing;
 use super::credentials::CredentialStore;
 use super::fault::{Asked, Fault, Remedy};
 use super::rpc::{Call, Failure, Service};
-use super::uri::key_id;
+use super::target::Target;
 use crate::crypto::DataKey;
 use crate::keys::kms::http::{Http, Response};
 use crate::keys::kms::retry::{self, Deadline};
@@ -27,13 +25,9 @@ pub(super) struct OpenApi {
     pub(super) service: Service,
     pub(super) credentials: CredentialStore,
     pub(super) clock: ClockOffset,
-    /// The key's id or alias.
-    pub(super) key: String,
-    /// The key's URI in wrapped keys and errors.
-    pub(super) identity: String,
+    pub(super) target: Target,
     /// Whether the gateway lacks `ReEncrypt`.
     pub(super) dedicated: bool,
-    pub(super) time: Duration,
 }
 
 #[derive(Deserialize)]
@@ -93,24 +87,26 @@ impl OpenApi {
         let call = Call {
             action: "GenerateDataKey",
             query: vec![
-                ("KeyId", self.key.clone()),
+                ("KeyId", self.target.key.clone()),
                 ("NumberOfBytes", len.bytes().to_string()),
                 ("EncryptionContext", context_json(context)),
             ],
             form: Vec::new(),
         };
-        let answer: Generated = self.answer(&call, Asked::Other, self.deadline())?;
-        self.check_key(&answer.key_id)?;
+        let answer: Generated = self.answer(&call, Asked::Other, self.target.deadline())?;
+        self.target.check_answer(Some(&answer.key_id))?;
         let key = self.data_key(&answer.plaintext)?;
         if key.len() != len {
-            return Err(self.malformed("the data key has another length than was asked for"));
+            return Err(self
+                .target
+                .malformed("the data key has another length than was asked for"));
         }
         let wrapped = self.wrapped(answer.key_version_id, &answer.ciphertext_blob)?;
         Ok((key, wrapped))
     }
 
     pub(super) fn wrap(&self, context: &KeyContext, key: &DataKey) -> Result<WrappedKey, KeyError> {
-        self.wrap_by(context, key, self.deadline())
+        self.wrap_by(context, key, self.target.deadline())
     }
 
     fn wrap_by(
@@ -122,14 +118,14 @@ impl OpenApi {
         let call = Call {
             action: "Encrypt",
             query: vec![
-                ("KeyId", self.key.clone()),
+                ("KeyId", self.target.key.clone()),
                 ("EncryptionContext", context_json(context)),
             ],
             // In the form, as queries end up in logs.
             form: vec![("Plaintext", Zeroizing::new(BASE64.encode(key.expose())))],
         };
         let answer: Encrypted = self.answer(&call, Asked::Wrap, deadline)?;
-        self.check_key(&answer.key_id)?;
+        self.target.check_answer(Some(&answer.key_id))?;
         self.wrapped(answer.key_version_id, &answer.ciphertext_blob)
     }
 
@@ -138,7 +134,7 @@ impl OpenApi {
         context: &KeyContext,
         wrapped: &WrappedKey,
     ) -> Result<DataKey, KeyError> {
-        self.unwrap_by(context, wrapped, self.deadline())
+        self.unwrap_by(context, wrapped, self.target.deadline())
     }
 
     fn unwrap_by(
@@ -159,12 +155,7 @@ impl OpenApi {
         // The call names no key: the service takes the one that the wrapped key
         // names, which whoever can write to the volume may have changed to
         // another one that these credentials can use.
-        if !self.is_own(&answer.key_id) {
-            return Err(KeyError::Rejected {
-                key: self.identity.clone(),
-                detail: "it was wrapped by another key".into(),
-            });
-        }
+        self.target.check_unwrapped(Some(&answer.key_id))?;
         self.data_key(&answer.plaintext)
     }
 
@@ -173,13 +164,13 @@ impl OpenApi {
         context: &KeyContext,
         wrapped: &WrappedKey,
     ) -> Result<WrappedKey, KeyError> {
-        let deadline = self.deadline();
+        let deadline = self.target.deadline();
         if !self.dedicated {
             let call = Call {
                 action: "ReEncrypt",
                 query: vec![
                     ("CiphertextBlob", BASE64.encode(&wrapped.ciphertext)),
-                    ("DestinationKeyId", self.key.clone()),
+                    ("DestinationKeyId", self.target.key.clone()),
                     ("SourceEncryptionContext", context_json(context)),
                     ("DestinationEncryptionContext", context_json(context)),
                 ],
@@ -187,7 +178,7 @@ impl OpenApi {
             };
             if let Some(answer) = self.try_call(&call, Asked::Unwrap, deadline)? {
                 let answer: Encrypted = self.read(&answer)?;
-                self.check_key(&answer.key_id)?;
+                self.target.check_answer(Some(&answer.key_id))?;
                 return self.wrapped(answer.key_version_id, &answer.ciphertext_blob);
             }
         }
@@ -198,10 +189,10 @@ impl OpenApi {
     pub(super) fn describe(&self) -> Result<Metadata, KeyError> {
         let call = Call {
             action: "DescribeKey",
-            query: vec![("KeyId", self.key.clone())],
+            query: vec![("KeyId", self.target.key.clone())],
             form: Vec::new(),
         };
-        let described: Described = self.answer(&call, Asked::Other, self.deadline())?;
+        let described: Described = self.answer(&call, Asked::Other, self.target.deadline())?;
         Ok(described.key_metadata)
     }
 
@@ -210,14 +201,17 @@ impl OpenApi {
     pub(super) fn may(&self, action: &'static str) -> Result<(), KeyError> {
         let mut call = Call {
             action,
-            query: vec![("KeyId", self.key.clone()), ("DryRun", "true".to_owned())],
+            query: vec![
+                ("KeyId", self.target.key.clone()),
+                ("DryRun", "true".to_owned()),
+            ],
             form: Vec::new(),
         };
         if action == "Encrypt" {
             let nothing = Zeroizing::new(BASE64.encode(&[0; 16]));
             call.form.push(("Plaintext", nothing));
         }
-        let deadline = self.deadline();
+        let deadline = self.target.deadline();
         let mut would = false;
         let result = self.exchange(&call, Asked::Wrap, deadline, |fault| {
             would = fault.code == "DryRunOperationError";
@@ -272,7 +266,7 @@ impl OpenApi {
                 {
                     Ok(answer) => return Ok(answer),
                     Err(Failure::Http(error)) => {
-                        return Err(error.about(&self.identity, self.service.host()));
+                        return Err(error.about(&self.target.identity, self.service.host()));
                     }
                     Err(Failure::Fault(fault)) => fault,
                 };
@@ -291,15 +285,17 @@ impl OpenApi {
                         _ => false,
                     };
                 if !cured {
-                    return Err(fault.about(&self.identity, asked));
+                    return Err(fault.about(&self.target.identity, asked));
                 }
             }
         })
     }
 
     fn read<T: DeserializeOwned>(&self, answer: &Response) -> Result<T, KeyError> {
-        serde_json::from_slice(&answer.body)
-            .map_err(|_| self.malformed("it is not the JSON that was expected"))
+        serde_json::from_slice(&answer.body).map_err(|_| {
+            self.target
+                .malformed("it is not the JSON that was expected")
+        })
     }
 
     fn data_key(&self, plaintext: &SecretText) -> Result<DataKey, KeyError> {
@@ -307,43 +303,24 @@ impl OpenApi {
         let bytes = bytes.map(Zeroizing::new).ok();
         bytes
             .and_then(|bytes| DataKey::from_bytes(&bytes))
-            .ok_or_else(|| self.malformed("the data key has a length that no data key has"))
+            .ok_or_else(|| {
+                self.target
+                    .malformed("the data key has a length that no data key has")
+            })
     }
 
     fn wrapped(&self, key_version: String, blob: &str) -> Result<WrappedKey, KeyError> {
         let ciphertext = BASE64.decode(blob.as_bytes()).unwrap_or_default();
         if ciphertext.is_empty() {
-            return Err(self.malformed("the wrapped key is missing"));
+            return Err(self.target.malformed("the wrapped key is missing"));
         }
         Ok(WrappedKey {
-            key_uri: self.identity.clone(),
+            key_uri: self.target.identity.clone(),
             key_version,
             algorithm: String::new(),
             iv: Vec::new(),
             ciphertext,
         })
-    }
-
-    fn check_key(&self, answered: &str) -> Result<(), KeyError> {
-        if self.is_own(answered) {
-            return Ok(());
-        }
-        Err(self.malformed("the answer is about another key"))
-    }
-
-    fn is_own(&self, answered: &str) -> bool {
-        key_id(answered).is_some_and(|id| id == self.key)
-    }
-
-    fn malformed(&self, problem: &str) -> KeyError {
-        KeyError::Malformed {
-            key: self.identity.clone(),
-            detail: problem.to_owned(),
-        }
-    }
-
-    fn deadline(&self) -> Deadline {
-        Deadline::after(self.time)
     }
 }
 

@@ -8,6 +8,7 @@ use super::credentials::{CredentialStore, Environment};
 use super::instance::Instance;
 use super::openapi::{self, OpenApi};
 use super::rpc::Service;
+use super::target::Target;
 use super::uri::{AlibabaUri, Wire, key_id};
 use crate::crypto::DataKey;
 use crate::keys::kms::http::{Http, Trust};
@@ -58,8 +59,11 @@ impl AlibabaProvider {
         let origin = format!("{scheme}://{}", uri.endpoint);
         let identity = uri.identity();
         let http = Http::new(trust).map_err(|error| error.about(&identity, &origin))?;
-        let time = uri.deadline.unwrap_or(DEFAULT_DEADLINE);
-        let key = uri.key.clone();
+        let target = Target {
+            key: uri.key.clone(),
+            identity,
+            time: uri.deadline.unwrap_or(DEFAULT_DEADLINE),
+        };
         let protocol = match uri.wire {
             Wire::OpenApi => Protocol::OpenApi(Box::new(OpenApi {
                 http,
@@ -68,24 +72,20 @@ impl AlibabaProvider {
                     version: openapi::VERSION,
                 },
                 credentials: CredentialStore::new(
-                    identity.clone(),
+                    target.identity.clone(),
                     env.clone(),
                     uri.profile.clone(),
                 ),
                 clock: ClockOffset::default(),
-                key,
-                identity,
+                target,
                 dedicated: uri.is_dedicated(),
-                time,
             })),
             Wire::Instance => Protocol::Instance(Instance {
                 http,
                 origin,
                 client_key: open_client_key(&uri, env)?,
                 clock: ClockOffset::default(),
-                key,
-                identity,
-                time,
+                target,
                 plain: AtomicBool::new(false),
             }),
         };
