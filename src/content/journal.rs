@@ -202,7 +202,7 @@ impl Journal {
         touched.end = touched.end.max(end.unwrap_or(0));
         state.sequence += blocks.len() as u64;
         state.last_append = Instant::now();
-        if state.segments[active].end > SOFT {
+        if state.segments[active].end > SOFT && state.failed.is_none() {
             self.work.notify_one();
         }
         Ok(first)
@@ -431,7 +431,8 @@ impl Journal {
     pub fn maintain(&self, timeout: Duration) {
         {
             let mut state = self.state.lock();
-            if state.segments[state.active].end <= SOFT {
+            // After a failure the next try can wait, too.
+            if state.failed.is_some() || state.segments[state.active].end <= SOFT {
                 self.work.wait_for(&mut state, timeout);
             }
         }

@@ -57,6 +57,8 @@ impl Event {
 const PAGE: usize = 4096;
 
 thread_local! {
+    /// Whether syncs fail.
+    pub(super) static SYNC_FAILS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     /// Writes that this thread's files still take before they all fail.
     pub(super) static WRITES_LEFT: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
 }
@@ -176,6 +178,9 @@ impl BackingFile for MemFile {
     }
 
     fn sync(&self, _data_only: bool) -> crate::backing::Result<()> {
+        if SYNC_FAILS.get() {
+            return Err(crate::backing::Errno::IO);
+        }
         let mut mem = self.0.lock();
         mem.durable = mem.now.clone();
         mem.events.clear();

@@ -496,3 +496,33 @@ fn a_short_pending_block_does_not_shift_the_next() {
     expected[4096..2 * 4096].fill(3);
     assert_eq!(read_all(&file).unwrap(), expected);
 }
+
+#[test]
+fn a_checkpoint_that_fails_is_tried_again_at_leisure() {
+    use super::mem_file::SYNC_FAILS;
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    let journal = file.volume.journal.clone().unwrap();
+    // Enough overwrites for the journal to be due.
+    for seed in 0..40 {
+        let mut data = vec![0; 1 << 20];
+        fill(&mut data, seed);
+        file.write(0, &data).unwrap();
+    }
+    let tick = std::time::Duration::from_millis(200);
+    let maintained = || {
+        let start = std::time::Instant::now();
+        journal.maintain(tick);
+        start.elapsed()
+    };
+    SYNC_FAILS.set(true);
+    maintained();
+    assert!(maintained() >= tick, "it is tried again at once, and again");
+    SYNC_FAILS.set(false);
+    maintained();
+    assert!(maintained() >= tick, "the journal is short again");
+    drop(journal);
+    let content = read_all(&file).unwrap();
+    disk.unmount(file);
+    assert!(read_all(&disk.mount()).unwrap() == content);
+}
