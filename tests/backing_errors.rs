@@ -11,7 +11,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::loopfs::{Cut, LoopFs};
-use common::{Mount, Options, is_plain, is_root, noise, skip, sys};
+use common::{Mount, Options, is_plain, is_root, kernel_lacks, noise, skip, sys};
+
+/// Size of the backing filesystem in bytes.
+const SMALL: u64 = 24 << 20;
 
 /// A mount over a small ext4 of its own (`mkfs` and mount options given); in
 /// plain mode the ext4 itself.
@@ -20,8 +23,8 @@ fn small(mkfs: &[&str], options: &str) -> Option<(Mount, LoopFs)> {
         skip("needs root");
         return None;
     }
-    let Some(disk) = LoopFs::new(24 << 20, mkfs, options) else {
-        skip("needs loop devices (and, for quotas, a kernel with them)");
+    let Some(disk) = LoopFs::new(SMALL, mkfs, options) else {
+        skip("needs loop devices");
         return None;
     };
     if is_plain() {
@@ -226,8 +229,12 @@ fn fallocate_reserves_or_says_that_it_can_not() {
 
 #[test]
 fn a_users_quota_is_enforced() {
-    let Some((mount, disk)) = small(&["-O", "quota", "-E", "quotatype=usrquota"], ",usrquota")
-    else {
+    let (mkfs, option) = (&["-O", "quota", "-E", "quotatype=usrquota"], ",usrquota");
+    let mounts = |mkfs: &[&str], option| LoopFs::new(SMALL, mkfs, option).is_some();
+    if is_root() && !mounts(mkfs, option) && mounts(&[], "") {
+        return kernel_lacks("quota format (CONFIG_QFMT_V2)");
+    }
+    let Some((mount, disk)) = small(mkfs, option) else {
         return;
     };
     fs::set_permissions(

@@ -60,11 +60,20 @@ pub fn is_root() -> bool {
 
 /// Says, past the test runner's capture, that the current test did not run.
 pub fn skip(why: &str) {
-    let test = std::thread::current().name().unwrap_or("?").to_owned();
     assert!(
         std::env::var_os("KMSFS_NO_SKIP").is_none(),
-        "{test} would be skipped: {why}"
+        "would be skipped: {why}"
     );
+    say_skipped(why);
+}
+
+/// As [`skip`], for what no installation could change: it is said, and passes.
+pub fn kernel_lacks(what: &str) {
+    say_skipped(&format!("this kernel has no {what}"));
+}
+
+fn say_skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
     let _ = rustix::io::write(
         rustix::stdio::stderr(),
         format!("SKIPPED {test}: {why}\n").as_bytes(),

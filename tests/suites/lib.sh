@@ -30,7 +30,7 @@ suite() {
     NAME=$1
     started=$SECONDS
     # Short paths: pjdfstest makes sockets, whose paths may have 107 bytes.
-    WORK=$(mktemp -d "${WORK_BASE:-/var/tmp}/$NAME.XXXXXX")
+    WORK=$(mktemp -d "${WORK_BASE:-/var/tmp}/${NAME:0:4}.XXXXXX")
     # Other users look into the mount: the way to it is open.
     chmod 0755 "$WORK"
     export KMSFS_KEYSTORE=$WORK/keystore
@@ -54,7 +54,7 @@ volume() {
     fi
     "$KMSFS" init --key local: "$BACKING" >/dev/null
     "$KMSFS" mount -o "$mount_options" "$BACKING" "$MOUNTPOINT"
-    DIR=$MOUNTPOINT/volume
+    DIR=$MOUNTPOINT/v
     mkdir "$DIR"
 }
 
