@@ -100,7 +100,9 @@ impl EncryptedFile {
         let recorded = journal.is_some_and(|j| j.has_records_from(ino, end));
         let mut identity = None;
         let mut pages = Pages::default();
-        if backing_len > 0 {
+        if backing_len == 0 {
+            pages.offer_first(&[], size, &volume);
+        } else {
             let mut head = vec![0; volume.layout().head_size()];
             backing.read_at(&mut [IoSliceMut::new(&mut head)], 0)?;
             identity = Identity::open(&volume, &head)?.map(Arc::new);

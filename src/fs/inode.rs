@@ -18,6 +18,7 @@ use crate::backing::{Errno, dir, handle};
 use crate::types::DirId;
 
 use super::attr::{self, FileKind};
+use super::xattr::XattrPresence;
 use super::{Attr, Fs, FsError, Result};
 
 /// Inode number of the root, as FUSE wants it.
@@ -49,6 +50,7 @@ pub(super) struct Inode {
     /// The other part of an overlong symlink target, once the link's last name
     /// is gone and that part with it.
     pub(super) overflow: OnceLock<Vec<u8>>,
+    pub(super) xattrs: XattrPresence,
 }
 
 /// What a lookup gives.
@@ -86,6 +88,7 @@ impl Inode {
             dir_id: OnceLock::new(),
             writers: AtomicUsize::new(0),
             overflow: OnceLock::new(),
+            xattrs: XattrPresence::default(),
             table: table.clone(),
         })
     }

@@ -7,6 +7,7 @@
 //! stored target has.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::backing::{Errno, dir};
@@ -32,12 +33,19 @@ pub(super) struct OverflowEntry {
 
 /// The directory of overlong targets, opened when first needed.
 #[derive(Default)]
-pub(super) struct Overflow(OnceLock<OwnedFd>);
+pub(super) struct Overflow {
+    fd: OnceLock<OwnedFd>,
+    /// There was none when it was last looked for; only this mount can make it.
+    missing: AtomicBool,
+}
 
 impl Fs {
     fn overflow_dir(&self, create: bool) -> Result<&OwnedFd> {
-        if let Some(fd) = self.overflow.0.get() {
+        if let Some(fd) = self.overflow.fd.get() {
             return Ok(fd);
+        }
+        if !create && self.overflow.missing.load(Ordering::Acquire) {
+            return Err(FsError::NotFound);
         }
         let root = self.inodes.root().fd()?;
         if create {
@@ -46,8 +54,11 @@ impl Fs {
                 other => other?,
             }
         }
-        let fd = dir::open_path(&root, OVERFLOW)?;
-        Ok(self.overflow.0.get_or_init(|| fd))
+        let fd = dir::open_path(&root, OVERFLOW).inspect_err(|&error| {
+            let missing = dir::is_absent(error);
+            self.overflow.missing.store(missing, Ordering::Release);
+        })?;
+        Ok(self.overflow.fd.get_or_init(|| fd))
     }
 
     /// Creates a symbolic link.

@@ -8,14 +8,14 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::backing::{Errno, HostFile, dir, xattr};
+use crate::backing::{Errno, HostFile, dir};
 use crate::content::{EncryptedFile, ReadBuffer};
 
 use super::inode::Inode;
+use super::xattr::{has_capabilities, remove_capabilities};
 use super::{FileKind, Fs, FsError, Result};
 
 const SHARDS: usize = 32;
-const CAPABILITY: &[u8] = b"security.capability";
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -146,8 +146,7 @@ impl Handles {
         options: OpenOptions,
     ) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let fd = inode.fd();
-        let capabilities = options.write && fd.is_ok_and(|fd| xattr::get(fd, CAPABILITY).is_ok());
+        let capabilities = options.write && has_capabilities(inode);
         let handle = Handle {
             inode: inode.clone(),
             file,
@@ -391,14 +390,4 @@ pub(super) fn strip_privileges(inode: &Inode) -> Result<()> {
         dir::chmod(inode.fd()?, kept)?;
     }
     Ok(())
-}
-
-/// Takes file capabilities away. A daemon without privileges is refused that, also
-/// where there are none; where there are, the host took them with the change itself.
-pub(super) fn remove_capabilities(inode: &Inode) -> Result<()> {
-    match xattr::remove(inode.fd()?, CAPABILITY) {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        Err(Errno::PERM) if xattr::get(inode.fd()?, CAPABILITY).is_err() => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }

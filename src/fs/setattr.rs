@@ -3,7 +3,8 @@
 use crate::backing::dir::{self, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::inode::entry;
-use super::open::{remove_capabilities, strip_privileges};
+use super::open::strip_privileges;
+use super::xattr::remove_capabilities;
 use super::{Entry, Fs, Result, TimeSpec};
 
 /// A time to set.

@@ -1,8 +1,11 @@
 //! Extended attributes. Those of users are encrypted, name and value; those
 //! that the kernel reads itself (`security`, `system`, `trusted`) pass through.
 
-use crate::backing::xattr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::backing::{Errno, xattr};
+
+use super::inode::Inode;
 use super::{Fs, FsError, Result};
 
 const USER: &[u8] = b"user.";
@@ -11,6 +14,78 @@ const SEALED: &[u8] = b"user.kmsfs.";
 /// In front of digests of names whose encrypted form is too long.
 const LONG: &[u8] = b"user.kmsfs-long.";
 const NAME_MAX: usize = 255;
+/// File capabilities, which every change of a file's content takes away.
+const CAPABILITY: &[u8] = b"security.capability";
+/// What a host lists if it has it; of other names, some hosts make values up.
+const LISTED: [&[u8]; 4] = [
+    USER,
+    CAPABILITY,
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+];
+
+/// Whether an inode is known to have no attributes at all. Most have none, and
+/// the kernel asks for several with every file that is created or copied.
+#[derive(Default)]
+pub(super) struct XattrPresence {
+    /// Goes up before and after every change.
+    changes: AtomicU64,
+    /// One more than what `changes` was when the host listed none.
+    none_at: AtomicU64,
+}
+
+impl XattrPresence {
+    fn is_none(&self) -> bool {
+        self.none_at.load(Ordering::Acquire) == self.changes.load(Ordering::Acquire) + 1
+    }
+
+    fn changing<T>(&self, change: impl FnOnce() -> T) -> T {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        let result = change();
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        result
+    }
+}
+
+/// The attributes' names as the host has them.
+fn stored_names(inode: &Inode) -> Result<Vec<Vec<u8>>> {
+    if inode.xattrs.is_none() {
+        return Ok(Vec::new());
+    }
+    let changes = inode.xattrs.changes.load(Ordering::Acquire);
+    let names = xattr::list(inode.fd()?)?;
+    if names.is_empty() {
+        inode.xattrs.none_at.store(changes + 1, Ordering::Release);
+    }
+    Ok(names)
+}
+
+/// The value of an attribute that is stored as `stored`.
+fn stored_value(inode: &Inode, stored: &[u8]) -> Result<Vec<u8>> {
+    let listed = LISTED.iter().any(|known| stored.starts_with(known));
+    if listed && stored_names(inode).is_ok_and(|names| names.is_empty()) {
+        return Err(Errno::NODATA.into());
+    }
+    Ok(xattr::get(inode.fd()?, stored)?)
+}
+
+/// Whether a file has capabilities.
+pub(super) fn has_capabilities(inode: &Inode) -> bool {
+    stored_value(inode, CAPABILITY).is_ok()
+}
+
+/// Takes file capabilities away. A daemon without privileges is refused that, also
+/// where there are none; where there are, the host took them with the change itself.
+pub(super) fn remove_capabilities(inode: &Inode) -> Result<()> {
+    if !has_capabilities(inode) {
+        return Ok(());
+    }
+    match xattr::remove(inode.fd()?, CAPABILITY) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(Errno::PERM) if xattr::get(inode.fd()?, CAPABILITY).is_err() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// How a user attribute is stored.
 enum Stored {
@@ -49,15 +124,15 @@ impl Fs {
     pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inodes.get(ino)?;
         match self.stored_xattr(name)? {
-            Stored::Plain => Ok(xattr::get(inode.fd()?, name)?),
+            Stored::Plain => stored_value(&inode, name),
             Stored::Sealed(stored) => {
-                let value = xattr::get(inode.fd()?, &stored)?;
+                let value = stored_value(&inode, &stored)?;
                 self.names
                     .open_xattr(name, &value)
                     .ok_or(FsError::BadMetadata)
             }
             Stored::Long(stored) => {
-                let value = xattr::get(inode.fd()?, &stored)?;
+                let value = stored_value(&inode, &stored)?;
                 let (_, value) = self.open_long(&value).ok_or(FsError::BadMetadata)?;
                 Ok(value)
             }
@@ -70,18 +145,19 @@ impl Fs {
     /// Those of the host.
     pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
         let inode = self.inodes.get(ino)?;
+        let fd = inode.fd()?;
+        let set = |name: &[u8], value: &[u8]| {
+            let set = || xattr::set(fd, name, value, flags);
+            inode.xattrs.changing(set)
+        };
         match self.stored_xattr(name)? {
-            Stored::Plain => xattr::set(inode.fd()?, name, value, flags)?,
-            Stored::Sealed(stored) => {
-                let value = self.names.seal_xattr(name, value);
-                xattr::set(inode.fd()?, &stored, &value, flags)?;
-            }
+            Stored::Plain => set(name, value)?,
+            Stored::Sealed(stored) => set(&stored, &self.names.seal_xattr(name, value))?,
             Stored::Long(stored) => {
                 let mut both = (name.len() as u16).to_le_bytes().to_vec();
                 both.extend_from_slice(name);
                 both.extend_from_slice(value);
-                let value = self.names.seal_xattr(LONG, &both);
-                xattr::set(inode.fd()?, &stored, &value, flags)?;
+                set(&stored, &self.names.seal_xattr(LONG, &both))?;
             }
         }
         Ok(())
@@ -93,7 +169,7 @@ impl Fs {
     /// Those of the host. Names that do not decrypt are left out and reported.
     pub fn listxattr(&self, ino: u64) -> Result<Vec<Vec<u8>>> {
         let inode = self.inodes.get(ino)?;
-        let stored = xattr::list(inode.fd()?)?;
+        let stored = stored_names(&inode)?;
         let mut names = Vec::with_capacity(stored.len());
         for stored in stored {
             let name = if let Some(sealed) = stored.strip_prefix(SEALED) {
