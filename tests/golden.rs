@@ -122,14 +122,12 @@ fn content(fs: &Fs, ino: u64) -> Vec<u8> {
 
 /// Every path below a directory, with its attributes.
 fn walk(fs: &Fs, ino: u64, prefix: &[u8], found: &mut HashMap<Vec<u8>, Attr>) {
-    let handle = fs.opendir(ino).unwrap();
     let mut names = Vec::new();
-    let listed = fs.readdir(handle, 0, |entry| {
+    let listed = fs.readdir(ino, 0, |entry| {
         names.push(entry.name.clone());
         true
     });
     listed.unwrap();
-    fs.releasedir(handle);
     for name in names
         .iter()
         .filter(|n| !matches!(n.as_slice(), b"." | b".."))

@@ -1,9 +1,10 @@
 //! One backing file, by positioned I/O on a descriptor.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, FallocateFlags, SeekFrom, Timespec, Timestamps};
+use rustix::fs::{self, Advice, FallocateFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::{self, Errno};
 
 use super::Result;
@@ -18,6 +19,9 @@ pub trait BackingFile: Send + Sync {
 
     /// Writes all of the buffers in turn. Advances the slices.
     fn write_at(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()>;
+
+    /// Says that a range is about to be read, so that it can be on its way.
+    fn will_need(&self, offset: u64, len: u64);
 
     /// Length in bytes.
     fn len(&self) -> Result<u64>;
@@ -91,6 +95,11 @@ impl BackingFile for HostFile {
             }
         }
         Ok(())
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        // Only a hint, and not every filesystem takes it.
+        let _ = fs::fadvise(&self.0, offset, NonZero::new(len), Advice::WillNeed);
     }
 
     fn len(&self) -> Result<u64> {

@@ -174,10 +174,9 @@ impl EncryptedFile {
     /// Those of the backing storage, including earlier ones that no operation
     /// has reported.
     pub fn sync(&self, data_only: bool) -> Result<bool> {
-        let (backing, record, pending) = {
+        let (backing, record) = {
             let state = self.state.read();
-            let pending = !state.pending.is_empty();
-            (state.backing.clone(), state.last_record, pending)
+            (state.backing.clone(), state.last_record)
         };
         // Cleared first: a change made while this runs sets it again.
         let unsynced = self.unsynced.swap(false, Ordering::AcqRel);
@@ -193,9 +192,6 @@ impl EncryptedFile {
         }
         if unsynced {
             self.synced();
-        }
-        if pending {
-            self.apply(record);
         }
         self.take_deferred()?;
         Ok(unsynced)

@@ -60,6 +60,12 @@ impl EncryptedFile {
             layout.group_of(first).0,
             layout.group_of(first + count - 1).0,
         );
+        if self.pages.lock().get(first_group).is_none() {
+            // The data comes from elsewhere than the metadata: let both be read
+            // at once.
+            let at = layout.block_offset(first);
+            state.backing.will_need(at, out.len() as u64);
+        }
         let mut entries: Vec<Option<Entry>> = Vec::with_capacity(count as usize);
         for group in first_group..=last_group {
             let page = self.page(state, group)?;

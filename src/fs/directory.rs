@@ -1,17 +1,18 @@
 //! Reading directories. Positions are the host's own (`d_off`), so they stay
 //! good while entries come and go.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use lru::LruCache;
 use parking_lot::Mutex;
 
 use crate::backing::dir::{self, DirEntry};
 
 use super::inode::Inode;
-use super::{Entry, FileKind, Fs, FsError, Result};
+use super::{Entry, FileKind, Fs, Result};
 
 /// An entry as users see it.
 #[derive(Clone, Debug)]
@@ -40,58 +41,51 @@ struct Stream {
     ahead: VecDeque<DirEntry>,
 }
 
-/// Open directories, by handle.
-#[derive(Default)]
-pub(super) struct Listings {
-    next: AtomicU64,
-    open: Mutex<HashMap<u64, Arc<Listing>>>,
+/// Directories that are being listed, by inode number. The kernel names none
+/// that it has opened, which saves two calls a directory: a position says all,
+/// and a stream that is kept is only quicker than a new one.
+pub(super) struct Listings(Mutex<LruCache<u64, Arc<Listing>>>);
+
+/// Most of them kept.
+const LISTINGS: NonZero<usize> = NonZero::new(128).expect("not zero");
+
+impl Default for Listings {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(LISTINGS)))
+    }
 }
 
 impl Fs {
-    /// Opens a directory and gives the handle.
-    ///
-    /// # Errors
-    /// `Stale`, those of the host.
-    pub fn opendir(&self, ino: u64) -> Result<u64> {
+    fn listing(&self, ino: u64) -> Result<Arc<Listing>> {
+        if let Some(listing) = self.listings.0.lock().get(&ino) {
+            return Ok(listing.clone());
+        }
         let inode = self.inodes.get(ino)?;
-        let fd = dir::open_dir(inode.fd()?, b".")?;
         let stream = Stream {
-            fd,
+            fd: dir::open_dir(inode.fd()?, b".")?,
             position: 0,
             ahead: VecDeque::new(),
         };
-        let listing = Listing {
+        let listing = Arc::new(Listing {
             inode,
             stream: Mutex::new(stream),
-        };
-        let handle = self.listings.next.fetch_add(1, Ordering::Relaxed);
-        let mut open = self.listings.open.lock();
-        open.insert(handle, Arc::new(listing));
-        Ok(handle)
+        });
+        self.listings.0.lock().put(ino, listing.clone());
+        Ok(listing)
     }
 
-    /// Closes a directory.
-    pub fn releasedir(&self, handle: u64) {
-        self.listings.open.lock().remove(&handle);
-    }
-
-    fn listing(&self, handle: u64) -> Result<Arc<Listing>> {
-        let open = self.listings.open.lock();
-        open.get(&handle).cloned().ok_or(FsError::Stale)
-    }
-
-    /// Gives the entries from `position` on (0 is the start) to `take`, until it
+    /// Gives a directory's entries from `position` on (0 is the start) to `take`, until it
     /// says false; the entry it refused comes first the next time.
     ///
     /// # Errors
     /// `Stale`, `NoDirectoryId`, those of the host.
     pub fn readdir(
         &self,
-        handle: u64,
+        ino: u64,
         position: u64,
         mut take: impl FnMut(&ListedEntry) -> bool,
     ) -> Result<()> {
-        let listing = self.listing(handle)?;
+        let listing = self.listing(ino)?;
         let mut stream = listing.stream.lock();
         stream.move_to(position)?;
         while let Some(entry) = stream.peek()? {
@@ -104,7 +98,13 @@ impl Fs {
             stream.ahead.pop_front();
             stream.position = next;
         }
+        self.forget_listing(ino);
         Ok(())
+    }
+
+    /// Closes a directory that was listed.
+    pub(super) fn forget_listing(&self, ino: u64) {
+        self.listings.0.lock().pop(&ino);
     }
 
     fn listed(&self, inode: &Inode, entry: &DirEntry) -> Result<Option<ListedEntry>> {
@@ -131,19 +131,18 @@ impl Fs {
     ///
     /// # Errors
     /// `NotFound` if it is gone by now, those of the host.
-    pub fn look_up_listed(&self, handle: u64, entry: &ListedEntry) -> Result<Entry> {
-        let listing = self.listing(handle)?;
-        self.look_up_stored(&listing.inode, &entry.stored)
+    pub fn look_up_listed(&self, parent: u64, entry: &ListedEntry) -> Result<Entry> {
+        let parent = self.inodes.get(parent)?;
+        self.look_up_stored(&parent, &entry.stored)
     }
 
     /// Makes a directory's entries durable.
     ///
     /// # Errors
     /// `Stale`, those of the host.
-    pub fn fsyncdir(&self, handle: u64, data_only: bool) -> Result<()> {
-        let listing = self.listing(handle)?;
-        let stream = listing.stream.lock();
-        Ok(dir::sync_dir(&stream.fd, data_only)?)
+    pub fn fsyncdir(&self, ino: u64, data_only: bool) -> Result<()> {
+        let fd = dir::open_dir(self.inodes.get(ino)?.fd()?, b".")?;
+        Ok(dir::sync_dir(&fd, data_only)?)
     }
 }
 

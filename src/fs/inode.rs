@@ -365,9 +365,13 @@ impl Fs {
         if ino == ROOT {
             return;
         }
-        if let Some(inode) = self.inodes.forget(ino, lookups)
-            && let Some(handle) = inode.handle()
-        {
+        let Some(inode) = self.inodes.forget(ino, lookups) else {
+            return;
+        };
+        if inode.kind == FileKind::Directory {
+            self.forget_listing(ino);
+        }
+        if let Some(handle) = inode.handle() {
             self.inodes.forgotten.lock().put(ino, handle);
         }
     }

@@ -379,22 +379,21 @@ impl Filesystem for Adapter {
         answer!(self, "fsync", ino, result, reply, |_| reply.ok());
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-        let result = self.fs.opendir(ino.0);
-        answer!(self, "opendir", ino, result, reply, |handle| reply
-            .opened(FileHandle(handle), flags));
+    /// Not implemented, which the kernel remembers: it then lists directories
+    /// without opening them, and caches what it is told.
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
     }
 
     fn readdir(
         &self,
         _req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let result = listing::fill(&self.fs, fh.0, offset, &mut reply);
+        let result = listing::fill(&self.fs, ino.0, offset, &mut reply);
         answer!(self, "readdir", ino, result, reply, |()| reply.ok());
     }
 
@@ -402,35 +401,23 @@ impl Filesystem for Adapter {
         &self,
         _req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let result = listing::fill_plus(&self.fs, fh.0, offset, &mut reply);
+        let result = listing::fill_plus(&self.fs, ino.0, offset, &mut reply);
         answer!(self, "readdirplus", ino, result, reply, |()| reply.ok());
-    }
-
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.fs.releasedir(fh.0);
-        reply.ok();
     }
 
     fn fsyncdir(
         &self,
         _req: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let result = self.fs.fsyncdir(fh.0, datasync);
+        let result = self.fs.fsyncdir(ino.0, datasync);
         answer!(self, "fsyncdir", ino, result, reply, |()| reply.ok());
     }
 

@@ -10,8 +10,8 @@ use crate::fs::{Fs, Result};
 use super::convert::{TTL, attr, kind, no_entry};
 
 /// Adds entries from `offset` on until the reply is full.
-pub(super) fn fill(fs: &Fs, handle: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
-    fs.readdir(handle, offset, |entry| {
+pub(super) fn fill(fs: &Fs, ino: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
+    fs.readdir(ino, offset, |entry| {
         let known = entry.kind.map_or(FileType::RegularFile, kind);
         let name = OsStr::from_bytes(&entry.name);
         !reply.add(INodeNo(entry.ino), entry.next, known, name)
@@ -21,11 +21,11 @@ pub(super) fn fill(fs: &Fs, handle: u64, offset: u64, reply: &mut ReplyDirectory
 /// The same with the entries' attributes; each counts as a lookup.
 pub(super) fn fill_plus(
     fs: &Fs,
-    handle: u64,
+    ino: u64,
     offset: u64,
     reply: &mut ReplyDirectoryPlus,
 ) -> Result<()> {
-    fs.readdir(handle, offset, |listed| {
+    fs.readdir(ino, offset, |listed| {
         let name = OsStr::from_bytes(&listed.name);
         if matches!(listed.name.as_slice(), b"." | b"..") {
             // Not a lookup: the kernel takes only number and kind of these.
@@ -35,7 +35,7 @@ pub(super) fn fill_plus(
             return !reply.add(dot.ino, listed.next, name, &TTL, &dot, Generation(0));
         }
         // Gone since it was listed, or not to be had.
-        let Ok(entry) = fs.look_up_listed(handle, listed) else {
+        let Ok(entry) = fs.look_up_listed(ino, listed) else {
             return true;
         };
         let full = reply.add(

@@ -218,16 +218,12 @@ impl Pair {
         step: usize,
         between: impl FnOnce(&mut Self) -> Outcome<()>,
     ) -> Outcome<Result<Listing, FsError>> {
-        let handle = match self.fs().opendir(ino) {
-            Ok(handle) => handle,
-            Err(error) => return Ok(Err(error)),
-        };
         let mut between = Some(between);
         let mut listing = Listing::new();
         let mut position = 0;
         loop {
             let before = listing.len();
-            let result = self.fs().readdir(handle, position, |entry| {
+            let result = self.fs().readdir(ino, position, |entry| {
                 if listing.len() == before + step {
                     return false;
                 }
@@ -236,14 +232,12 @@ impl Pair {
                 true
             });
             if let Err(error) = result {
-                self.fs().releasedir(handle);
                 return Ok(Err(error));
             }
             if let Some(between) = between.take() {
                 between(self)?;
             }
             if listing.len() == before {
-                self.fs().releasedir(handle);
                 return Ok(Ok(listing));
             }
         }
