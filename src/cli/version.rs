@@ -22,5 +22,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let json = serde_json::json!({ "version": version, "keys": [SUPPORTED_SCHEMES] });
         return print(&format!("{json}\n"));
     }
-    print(&format!("kmsfs {version}\nkeys: {SUPPORTED_SCHEMES}\n"))
+    let cipher = if cfg!(kmsfs_null_cipher) {
+        " (encrypts nothing: for measurements only)"
+    } else {
+        ""
+    };
+    print(&format!(
+        "kmsfs {version}{cipher}\nkeys: {SUPPORTED_SCHEMES}\n"
+    ))
 }

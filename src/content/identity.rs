@@ -11,8 +11,6 @@ use super::{ContentError, Result, VolumeContext};
 /// Who a file is: set once it has its first byte of data.
 pub(super) struct Identity {
     pub(super) header: Header,
-    /// Slot the header lies in.
-    pub(super) slot: usize,
     pub(super) key: FileKey,
 }
 
@@ -33,13 +31,12 @@ impl Identity {
         let key = FileKey::new(volume.suite, file, &key);
         header.commitment = key.commitment(&immutable(&header));
         header.encode(sha256)?;
-        let slot = 0;
-        Ok(Self { header, slot, key })
+        Ok(Self { header, key })
     }
 
     /// An existing file's, from the bytes of its head; `None` if it has none.
     pub(super) fn open(volume: &VolumeContext, head: &[u8]) -> Result<Option<Self>> {
-        let Some((slot, header)) = Header::newest(head, volume.layout(), sha256)? else {
+        let Some((_, header)) = Header::newest(head, volume.layout(), sha256)? else {
             return Ok(None);
         };
         if header.volume != volume.volume.id || header.layout != volume.layout() {
@@ -50,15 +47,13 @@ impl Identity {
         let wrapped: Vec<_> = header.recipients.iter().map(to_wrapped).collect();
         let key = volume.keys.unwrap(header.file, &wrapped)?;
         let key = checked_key(suite, &header, &key)?;
-        Ok(Some(Self { header, slot, key }))
+        Ok(Some(Self { header, key }))
     }
 
-    /// The head's slots as they lie on disk, for a file written from scratch.
+    /// The head's slots as they lie on disk, for a file written from scratch:
+    /// the same in both, so that damage to one loses nothing.
     pub(super) fn encode_slots(&self) -> Result<Vec<u8>> {
-        let slot = self.header.encode(sha256)?;
-        let mut slots = vec![0; 2 * slot.len()];
-        slots[self.slot * slot.len()..][..slot.len()].copy_from_slice(&slot);
-        Ok(slots)
+        Ok(self.header.encode(sha256)?.repeat(2))
     }
 }
 
