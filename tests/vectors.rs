@@ -20,7 +20,7 @@ use kmsfs::format::meta::{Entry, MetaPage};
 use kmsfs::format::{FormatError, Layout};
 use kmsfs::keys::local::LocalProvider;
 use kmsfs::keys::uri::KeyUri;
-use kmsfs::keys::{KeyContext, KeyError, KeyProvider, PassphraseSource, WrappedKey};
+use kmsfs::keys::{KeyContext, KeyError, KeyProvider, NewKey, PassphraseSource, WrappedKey};
 use kmsfs::types::{DirId, FileId, VolumeId};
 use serde_json::Value;
 
@@ -379,9 +379,11 @@ fn keystores() {
 struct OneKey(Vec<u8>);
 
 impl KeySource for OneKey {
-    fn generate(&self, _: FileId) -> Result<(Arc<DataKey>, Vec<WrappedKey>), KeyError> {
+    fn generate(&self) -> Result<NewKey, KeyError> {
         unreachable!("nothing is written")
     }
+
+    fn prefetch(&self, _: Vec<(FileId, Vec<WrappedKey>)>) {}
 
     fn unwrap(&self, _: FileId, _: &[WrappedKey]) -> Result<Arc<DataKey>, KeyError> {
         Ok(Arc::new(DataKey::from_bytes(&self.0).unwrap()))

@@ -90,6 +90,16 @@ pub fn open_file(dir: impl AsFd, name: &[u8], writable: bool) -> Result<OwnedFd>
     fs::openat(dir, name, flags, Mode::empty())
 }
 
+/// Opens a regular file for reading without changing its access time, where that
+/// is allowed.
+pub fn open_unnoticed(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    match fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => fs::openat(&dir, name, flags, Mode::empty()),
+        opened => opened,
+    }
+}
+
 /// Creates a directory.
 pub fn mkdir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<()> {
     fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))

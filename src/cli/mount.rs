@@ -13,7 +13,9 @@ use crate::cli::{ExitCode, Failure, PassphraseArguments, logging};
 use crate::fs::{Mounted, OpenError, volume};
 use crate::fuse::{MountOptions, Session};
 use crate::keys::cache::CacheLimits;
+use crate::keys::service::DEFAULT_DEADLINE;
 use crate::keys::{KeyService, registry};
+use crate::sys::clock::BootClock;
 use crate::sys::daemon::{self, Readiness, Side};
 use crate::sys::{mount as host, process, secret};
 
@@ -58,6 +60,14 @@ pub(super) struct Arguments {
     /// Seconds an unused data key is kept
     #[arg(long, default_value_t = CacheLimits::default().idle.as_secs(), value_name = "SECONDS")]
     key_idle: u64,
+    /// Seconds an operation waits for a key management service at the longest
+    #[arg(
+        long,
+        default_value_t = DEFAULT_DEADLINE.as_secs(),
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=300)
+    )]
+    kms_deadline: u64,
     #[command(flatten)]
     passphrase: PassphraseArguments,
 }
@@ -129,7 +139,9 @@ fn open(arguments: &Arguments, options: &MountOptions, backing: &Path) -> Result
     let found = volume::find(backing)?;
     refuse_keystore_inside(&found.volume.keys, backing)?;
     let ring = registry::open_ring(&found.volume.keys, &arguments.passphrase.source())?;
-    let keys = Arc::new(KeyService::new(ring, limits));
+    let deadline = Duration::from_secs(arguments.kms_deadline);
+    let keys = KeyService::with(ring, limits, deadline, Arc::new(BootClock));
+    let keys = Arc::new(keys);
     let patience = Instant::now() + ENDING;
     let mut found = found;
     loop {

@@ -67,6 +67,23 @@ pub(super) struct State {
     pub(super) deferred: Option<ContentError>,
 }
 
+/// Who a file that does not exist yet will be, with its data key. Nothing where
+/// keys are local: there one is made when the file gets its first content.
+pub struct NewIdentity(Option<Arc<Identity>>);
+
+impl NewIdentity {
+    /// Gets a new file's data key; may wait for the key provider.
+    ///
+    /// # Errors
+    /// Those of the key provider.
+    pub fn get(volume: &VolumeContext) -> Result<Self> {
+        if volume.keys.is_local() {
+            return Ok(Self(None));
+        }
+        Ok(Self(Some(Arc::new(Identity::create(volume)?))))
+    }
+}
+
 /// A block's new content, waiting for its journal record to be durable.
 pub(super) struct Pending {
     pub(super) entry: Entry,
@@ -154,7 +171,7 @@ impl EncryptedFile {
     }
 
     /// Gets the file a data key if it has none, so that no later write waits
-    /// for the key provider.
+    /// for the key provider. Nothing is locked meanwhile.
     ///
     /// # Errors
     /// Those of the key provider.
@@ -162,9 +179,15 @@ impl EncryptedFile {
         if self.volume.keys.is_local() || self.state.read().identity.is_some() {
             return Ok(());
         }
-        let identity = Arc::new(Identity::create(&self.volume)?);
-        self.state.write().identity.get_or_insert(identity);
+        self.adopt(NewIdentity::get(&self.volume)?);
         Ok(())
+    }
+
+    /// Makes the file, if it is new, what was got for it.
+    pub fn adopt(&self, new: NewIdentity) {
+        if let Some(identity) = new.0 {
+            self.state.write().identity.get_or_insert(identity);
+        }
     }
 
     /// Makes all earlier changes durable, or with `data_only` all but times

@@ -1,9 +1,9 @@
 //! A file's header and the keys that follow from it.
 
-use crate::crypto::{DataKey, FileKey, Suite, random, sha256};
+use crate::crypto::{DataKey, FileKey, Suite, sha256};
 use crate::format::FormatError;
 use crate::format::header::{Header, Recipient};
-use crate::keys::WrappedKey;
+use crate::keys::{NewKey, WrappedKey};
 use crate::types::FileId;
 
 use super::{ContentError, Result, VolumeContext};
@@ -17,8 +17,7 @@ pub(super) struct Identity {
 impl Identity {
     /// A new file's: a fresh id and data key.
     pub(super) fn create(volume: &VolumeContext) -> Result<Self> {
-        let file = FileId(random::bytes());
-        let (key, wrapped) = volume.keys.generate(file)?;
+        let NewKey { file, key, wrapped } = volume.keys.generate()?;
         let mut header = Header {
             suite: volume.suite.number(),
             layout: volume.layout(),
@@ -44,8 +43,7 @@ impl Identity {
         }
         let suite =
             Suite::from_number(header.suite).ok_or(FormatError::UnknownSuite(header.suite))?;
-        let wrapped: Vec<_> = header.recipients.iter().map(to_wrapped).collect();
-        let key = volume.keys.unwrap(header.file, &wrapped)?;
+        let key = volume.keys.unwrap(header.file, &wrapped_keys(&header))?;
         let key = checked_key(suite, &header, &key)?;
         Ok(Some(Self { header, key }))
     }
@@ -55,6 +53,18 @@ impl Identity {
     pub(super) fn encode_slots(&self) -> Result<Vec<u8>> {
         Ok(self.header.encode(sha256)?.repeat(2))
     }
+}
+
+/// What would have to be unwrapped to open the file with this head; `None` for a
+/// file without a header of this volume.
+pub fn wanted_key(volume: &VolumeContext, head: &[u8]) -> Option<(FileId, Vec<WrappedKey>)> {
+    let (_, header) = Header::newest(head, volume.layout(), sha256).ok()??;
+    let own = header.volume == volume.volume.id;
+    own.then(|| (header.file, wrapped_keys(&header)))
+}
+
+fn wrapped_keys(header: &Header) -> Vec<WrappedKey> {
+    header.recipients.iter().map(to_wrapped).collect()
 }
 
 fn checked_key(suite: Suite, header: &Header, key: &DataKey) -> Result<FileKey> {

@@ -17,7 +17,7 @@ mod mem_file;
 #[cfg(test)]
 mod tests;
 
-pub use file::EncryptedFile;
+pub use file::{EncryptedFile, NewIdentity};
 pub use journal::Journal;
 pub use read::ReadBuffer;
 
@@ -27,7 +27,7 @@ use crate::backing::Errno;
 use crate::crypto::{DataKey, Suite};
 use crate::format::config::Volume;
 use crate::format::{FormatError, Layout};
-use crate::keys::{KeyError, WrappedKey};
+use crate::keys::{KeyError, NewKey, WrappedKey};
 use crate::types::FileId;
 
 /// Why an operation on a file's content failed.
@@ -62,13 +62,18 @@ pub enum ContentError {
 /// Result of an operation on content.
 pub type Result<T> = std::result::Result<T, ContentError>;
 
+impl ContentError {
+    /// Whether the operation has to be done again on a thread that may wait for
+    /// a key. It has changed nothing.
+    pub fn would_wait(&self) -> bool {
+        matches!(self, Self::Key(KeyError::WouldWait))
+    }
+}
+
 /// Where files get their data keys.
 pub trait KeySource: Send + Sync {
-    /// A new data key for `file`, and every recipient's wrapping of it.
-    fn generate(
-        &self,
-        file: FileId,
-    ) -> std::result::Result<(Arc<DataKey>, Vec<WrappedKey>), KeyError>;
+    /// A new file's id and data key.
+    fn generate(&self) -> std::result::Result<NewKey, KeyError>;
 
     /// The data key that `wrapped` holds.
     fn unwrap(
@@ -76,6 +81,9 @@ pub trait KeySource: Send + Sync {
         file: FileId,
         wrapped: &[WrappedKey],
     ) -> std::result::Result<Arc<DataKey>, KeyError>;
+
+    /// Unwraps keys in the background that will probably be asked for.
+    fn prefetch(&self, wanted: Vec<(FileId, Vec<WrappedKey>)>);
 
     /// Whether keys are made without waiting for anyone. If not, a writer gets
     /// its key when it opens the file, never while the kernel writes back.

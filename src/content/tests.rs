@@ -19,10 +19,7 @@ use crate::types::{KeyLen, VolumeId};
 struct OpenKeys;
 
 impl KeySource for OpenKeys {
-    fn generate(
-        &self,
-        _file: FileId,
-    ) -> std::result::Result<(Arc<DataKey>, Vec<WrappedKey>), KeyError> {
+    fn generate(&self) -> std::result::Result<NewKey, KeyError> {
         let key = Arc::new(DataKey::random(KeyLen::Bits256));
         let wrapped = WrappedKey {
             key_uri: "test:".into(),
@@ -31,8 +28,14 @@ impl KeySource for OpenKeys {
             iv: Vec::new(),
             ciphertext: key.expose().to_vec(),
         };
-        Ok((key, vec![wrapped]))
+        Ok(NewKey {
+            file: FileId(random::bytes()),
+            key,
+            wrapped: vec![wrapped],
+        })
     }
+
+    fn prefetch(&self, _wanted: Vec<(FileId, Vec<WrappedKey>)>) {}
 
     fn unwrap(
         &self,

@@ -37,6 +37,7 @@ impl EncryptedFile {
         if data.is_empty() {
             return Ok(());
         }
+        self.prepare_write()?;
         if let Some(journal) = &self.volume.journal {
             journal.wait_for_room()?;
         }

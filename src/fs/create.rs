@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::backing::{HostFile, dir};
-use crate::content::EncryptedFile;
+use crate::backing::{Errno, HostFile, dir};
+use crate::content::{EncryptedFile, NewIdentity};
 use crate::sys::creds::{Caller, run_as};
 
 use super::inode::Entry;
@@ -36,13 +36,19 @@ impl Fs {
     ) -> Result<(Entry, u64)> {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
+        // Before anything is made, as it may have to be waited for.
+        let identity = NewIdentity::get(&self.volume)?;
         stored.prepare(&parent)?;
-        let create = || dir::create(parent.fd()?, stored.entry(), new.mode, exclusive);
-        let fd = match run_as(new.caller, new.umask, create) {
-            Ok(fd) => fd,
+        let create = |exclusive| dir::create(parent.fd()?, stored.entry(), new.mode, exclusive);
+        let created = run_as(new.caller, new.umask, || match create(true) {
+            Err(Errno::EXIST) if !exclusive => Ok((create(false)?, false)),
+            created => Ok((created?, true)),
+        });
+        let (fd, is_new) = match created {
+            Ok(created) => created,
             Err(error) => {
                 stored.clean_up(&parent);
-                return Err(error.into());
+                return Err(FsError::Host(error));
             }
         };
         let entry = self.look_up_stored(&parent, stored.entry())?;
@@ -52,15 +58,17 @@ impl Fs {
                 let backing = Arc::new(HostFile::new(fd));
                 EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
             })?;
-            file.prepare_write()?;
+            file.adopt(identity);
             Ok(self.handles.add(&inode, file, options))
         };
         match open() {
             Ok(handle) => Ok((entry, handle)),
             Err(error) => {
                 // The caller is told that there is no such file.
-                let _ = dir::unlink(parent.fd()?, stored.entry());
-                stored.clean_up(&parent);
+                if is_new {
+                    let _ = dir::unlink(parent.fd()?, stored.entry());
+                    stored.clean_up(&parent);
+                }
                 self.forget(entry.attr.ino, 1);
                 Err(error)
             }

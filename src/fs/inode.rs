@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
@@ -37,6 +37,8 @@ pub(super) struct Inode {
     pub(super) host_ino: u64,
     pub(super) kind: FileKind,
     pub(super) generation: u64,
+    /// The directory it was last looked up in; 0 if it never was.
+    pub(super) parent: AtomicU64,
     /// `None` while only the handle is kept.
     fd: Mutex<Option<Arc<OwnedFd>>>,
     handle: OnceLock<handle::FileHandle>,
@@ -82,6 +84,7 @@ impl Inode {
             host_ino: stat.stx_ino,
             kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
             generation: attr::generation(stat),
+            parent: AtomicU64::new(0),
             fd: Mutex::new(Some(Arc::new(fd))),
             handle: OnceLock::new(),
             used: AtomicBool::new(true),
@@ -298,23 +301,29 @@ impl Fs {
         let fd = dir::open_path(parent.fd()?, stored).map_err(absent)?;
         let stat = dir::stat(&fd)?;
         let ino = self.visible_on_device(&stat)?;
-        if let Some(inode) = self
+        let known = self
             .inodes
-            .look_up_known(ino, Some(attr::generation(&stat)))
-        {
-            let attr = self.attr_of(&inode, &stat);
-            return attr.map(|attr| entry(&inode, attr));
-        }
-        self.admit(fd, &stat)
+            .look_up_known(ino, Some(attr::generation(&stat)));
+        let inode = match known {
+            Some(inode) => inode,
+            None => self.insert(fd, ino, &stat)?,
+        };
+        inode.parent.store(parent.ino, Ordering::Relaxed);
+        let attr = self.attr_of(&inode, &stat);
+        attr.map(|attr| entry(&inode, attr))
     }
 
     /// Adds the inode behind `fd` to the table and counts one lookup.
     pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
         let ino = self.visible_on_device(stat)?;
-        let inode = Inode::new(fd, ino, stat, &self.inodes.shared)?;
-        let inode = self.inodes.insert(inode);
+        let inode = self.insert(fd, ino, stat)?;
         let attr = self.attr_of(&inode, stat);
         attr.map(|attr| entry(&inode, attr))
+    }
+
+    fn insert(&self, fd: OwnedFd, ino: u64, stat: &dir::Stat) -> Result<Arc<Inode>> {
+        let inode = Inode::new(fd, ino, stat, &self.inodes.shared)?;
+        Ok(self.inodes.insert(inode))
     }
 
     /// A directory that is a mount point of another filesystem cannot be

@@ -10,6 +10,7 @@ mod names;
 mod open;
 mod remove;
 mod setattr;
+mod siblings;
 pub mod volume;
 mod xattr;
 
@@ -70,6 +71,14 @@ pub enum FsError {
     NoData,
 }
 
+impl FsError {
+    /// Whether the operation has to be done again on a thread that may wait for
+    /// a key. It has changed nothing.
+    pub fn would_wait(&self) -> bool {
+        matches!(self, Self::Content(error) if error.would_wait())
+    }
+}
+
 /// Result of a filesystem operation.
 pub type Result<T> = std::result::Result<T, FsError>;
 
@@ -82,6 +91,7 @@ pub struct Fs {
     handles: open::Handles,
     listings: directory::Listings,
     overflow: link::Overflow,
+    siblings: siblings::Siblings,
 }
 
 impl Fs {

@@ -6,10 +6,11 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::backing::{Errno, HostFile, dir};
-use crate::content::{EncryptedFile, ReadBuffer};
+use crate::content::{ContentError, EncryptedFile, ReadBuffer};
+use crate::keys::{KeyError, patience};
 
 use super::inode::Inode;
 use super::xattr::{has_capabilities, remove_capabilities};
@@ -48,6 +49,21 @@ struct Slot {
 impl Slot {
     fn get(&self) -> Option<Arc<EncryptedFile>> {
         self.file.lock().upgrade()
+    }
+
+    /// The turn to open the file. Whoever has it may be waiting for a key.
+    fn turn(&self) -> std::result::Result<MutexGuard<'_, ()>, KeyError> {
+        let Some(end) = patience::end() else {
+            return Ok(self.opening.lock());
+        };
+        let turn = self.opening.try_lock_until(end);
+        turn.ok_or_else(|| match patience::may_wait() {
+            false => KeyError::WouldWait,
+            true => KeyError::Unavailable {
+                key: "of an open file".into(),
+                detail: "others wait for it, too".into(),
+            },
+        })
     }
 }
 
@@ -92,7 +108,7 @@ impl OpenFiles {
         if let Some(file) = slot.get() {
             return Ok(file);
         }
-        let _turn = slot.opening.lock();
+        let _turn = slot.turn().map_err(ContentError::from)?;
         if let Some(file) = slot.get() {
             return Ok(file);
         }
@@ -176,9 +192,10 @@ impl Fs {
     ///
     /// # Errors
     /// Those of the host, of the header, and of the key provider.
-    pub fn open(&self, ino: u64, options: OpenOptions) -> Result<u64> {
+    pub fn open(self: &Arc<Self>, ino: u64, options: OpenOptions) -> Result<u64> {
         let inode = self.inodes.get(ino)?;
         let file = self.open_content(&inode, options.write)?;
+        self.opened(&inode);
         if options.truncate {
             file.set_size(0)?;
         }

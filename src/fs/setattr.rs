@@ -41,11 +41,16 @@ impl Fs {
     /// Those of the host and of the content.
     pub fn setattr(&self, ino: u64, changes: &Changes, privileged: bool) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
+        // First, as it may have to be done again where it can wait for a key.
+        let sized = match changes.size {
+            Some(size) => Some((size, self.open_content(&inode, true)?)),
+            None => None,
+        };
         if changes.uid.is_some() || changes.gid.is_some() {
             dir::chown(inode.fd()?, changes.uid, changes.gid)?;
         }
-        if let Some(size) = changes.size {
-            self.open_content(&inode, true)?.set_size(size)?;
+        if let Some((size, file)) = sized {
+            file.set_size(size)?;
             if !privileged {
                 strip_privileges(&inode)?;
             }

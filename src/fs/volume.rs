@@ -14,7 +14,7 @@ use crate::crypto::{DataKey, NameCipher, Suite, VolumeKeys, random};
 use crate::format::config::{CONFIG_NAME, ConfigError, NameMode, Volume, VolumeConfig};
 use crate::format::journal::JournalPage;
 use crate::format::{FormatError, Layout};
-use crate::keys::{KeyContext, KeyError, KeyRing, KeyService, WrappedKey};
+use crate::keys::{KeyContext, KeyError, KeyRing, KeyService, NewKey, WrappedKey};
 use crate::sys::{durable, process};
 use crate::types::{FileId, KeyLen, VolumeId};
 
@@ -227,6 +227,7 @@ impl Found {
             handles: Default::default(),
             listings: Default::default(),
             overflow: Default::default(),
+            siblings: Default::default(),
         };
         Ok(Mounted {
             fs: Arc::new(fs),
@@ -244,9 +245,7 @@ impl Found {
 
     fn volume_keys(&self, keys: &KeyService) -> Result<VolumeKeys> {
         let wrapped: Vec<_> = self.volume.recipients.iter().map(to_wrapped).collect();
-        let key = keys
-            .ring()
-            .unwrap(&volume_context(&self.volume), &wrapped)?;
+        let key = keys.unwrap(&volume_context(&self.volume), &wrapped)?;
         if key.len() != KeyLen::Bits256 {
             return Err(OpenError::WrongKey);
         }
@@ -374,11 +373,8 @@ impl ServiceKeys {
 }
 
 impl KeySource for ServiceKeys {
-    fn generate(
-        &self,
-        file: FileId,
-    ) -> std::result::Result<(Arc<DataKey>, Vec<WrappedKey>), KeyError> {
-        self.service.generate(&self.context(file), self.len)
+    fn generate(&self) -> std::result::Result<NewKey, KeyError> {
+        self.service.generate(self.volume, self.len)
     }
 
     fn unwrap(
@@ -389,8 +385,14 @@ impl KeySource for ServiceKeys {
         self.service.get(&self.context(file), wrapped)
     }
 
+    fn prefetch(&self, wanted: Vec<(FileId, Vec<WrappedKey>)>) {
+        let with_context = |(file, wrapped)| (self.context(file), wrapped);
+        let wanted = wanted.into_iter().map(with_context).collect();
+        self.service.prefetch(wanted);
+    }
+
     fn is_local(&self) -> bool {
-        self.service.ring().is_local()
+        self.service.is_local()
     }
 }
 

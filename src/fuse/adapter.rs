@@ -10,20 +10,23 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
-use crate::fs::{Changes, Entry, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
-use crate::sys::creds::Caller;
+use crate::fs::{Changes, Entry, Fs, FsError, ReadBuffer};
 
-use super::convert::{TTL, attr, attr_ttl, no_entry, reply_entry};
+use super::convert::{
+    TTL, attr, attr_ttl, libc_o, new_node, no_entry, open_options, privileged, reply_entry,
+    reply_xattr,
+};
 use super::errno::{errno, is_remarkable};
 use super::listing;
 use super::notices::Notices;
 use super::time;
+use super::waiting::Served;
 
 const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
@@ -35,14 +38,8 @@ thread_local! {
 }
 
 pub(super) struct Adapter {
-    pub(super) fs: Arc<Fs>,
+    pub(super) served: Served,
     pub(super) notices: Arc<Notices>,
-}
-
-impl Adapter {
-    fn failed(&self, operation: &str, ino: u64, error: &FsError) -> Errno {
-        failed(operation, ino, error)
-    }
 }
 
 fn failed(operation: &str, ino: u64, error: &FsError) -> Errno {
@@ -54,40 +51,12 @@ fn failed(operation: &str, ino: u64, error: &FsError) -> Errno {
 
 /// Sends what a call gave, or its errno.
 macro_rules! answer {
-    ($self:ident, $operation:literal, $ino:expr, $result:expr, $reply:ident, $ok:expr) => {
+    ($operation:literal, $ino:expr, $result:expr, $reply:ident, $ok:expr) => {
         match $result {
             Ok(value) => $ok(value),
-            Err(error) => $reply.error($self.failed($operation, $ino.0, &error)),
+            Err(error) => $reply.error(failed($operation, $ino.0, &error)),
         }
     };
-}
-
-fn new_node(req: &Request, mode: u32, umask: u32) -> NewNode {
-    NewNode {
-        caller: Caller {
-            uid: req.uid(),
-            gid: req.gid(),
-        },
-        mode,
-        umask,
-    }
-}
-
-fn privileged(req: &Request) -> bool {
-    req.uid() == 0
-}
-
-fn open_options(flags: OpenFlags) -> OpenOptions {
-    OpenOptions {
-        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
-        truncate: flags.0 & libc_o::TRUNC != 0,
-    }
-}
-
-/// The flags of `open(2)` that are looked at here.
-mod libc_o {
-    pub(super) const TRUNC: i32 = 0o1000;
-    pub(super) const EXCL: i32 = 0o200;
 }
 
 impl Filesystem for Adapter {
@@ -119,21 +88,21 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.fs.lookup(parent.0, name.as_bytes()) {
+        match self.served.fs.lookup(parent.0, name.as_bytes()) {
             Ok(entry) => reply_entry(reply, &entry),
             Err(FsError::NotFound) => reply.entry(&TTL, &no_entry(), Generation(0)),
             Err(FsError::Reserved) => reply.error(Errno::ENOENT),
-            Err(error) => reply.error(self.failed("lookup", parent.0, &error)),
+            Err(error) => reply.error(failed("lookup", parent.0, &error)),
         }
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
-        self.fs.forget(ino.0, lookups);
+        self.served.fs.forget(ino.0, lookups);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let result = self.fs.getattr(ino.0);
-        answer!(self, "getattr", ino, result, reply, |e: Entry| reply
+        let result = self.served.fs.getattr(ino.0);
+        answer!("getattr", ino, result, reply, |e: Entry| reply
             .attr(&attr_ttl(&e), &attr(&e.attr)));
     }
 
@@ -163,14 +132,21 @@ impl Filesystem for Adapter {
             atime: atime.map(time::from_fuser),
             mtime: mtime.map(time::from_fuser),
         };
-        let result = self.fs.setattr(ino.0, &changes, privileged(req));
-        answer!(self, "setattr", ino, result, reply, |e: Entry| reply
-            .attr(&attr_ttl(&e), &attr(&e.attr)));
+        let privileged = privileged(req);
+        let work = move |fs: &Arc<Fs>| fs.setattr(ino.0, &changes, privileged);
+        self.served.serve(
+            work,
+            || work,
+            move |result| {
+                answer!("setattr", ino, result, reply, |e: Entry| reply
+                    .attr(&attr_ttl(&e), &attr(&e.attr)));
+            },
+        );
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let result = self.fs.readlink(ino.0);
-        answer!(self, "readlink", ino, result, reply, |target: Vec<u8>| {
+        let result = self.served.fs.readlink(ino.0);
+        answer!("readlink", ino, result, reply, |target: Vec<u8>| {
             reply.data(&target)
         });
     }
@@ -186,10 +162,8 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let new = new_node(req, mode, umask);
-        let result = self.fs.mknod(parent.0, name.as_bytes(), new, rdev);
-        answer!(self, "mknod", parent, result, reply, |e| reply_entry(
-            reply, &e
-        ));
+        let result = self.served.fs.mknod(parent.0, name.as_bytes(), new, rdev);
+        answer!("mknod", parent, result, reply, |e| reply_entry(reply, &e));
     }
 
     fn mkdir(
@@ -202,20 +176,18 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let new = new_node(req, mode, umask);
-        let result = self.fs.mkdir(parent.0, name.as_bytes(), new);
-        answer!(self, "mkdir", parent, result, reply, |e| reply_entry(
-            reply, &e
-        ));
+        let result = self.served.fs.mkdir(parent.0, name.as_bytes(), new);
+        answer!("mkdir", parent, result, reply, |e| reply_entry(reply, &e));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.fs.unlink(parent.0, name.as_bytes());
-        answer!(self, "unlink", parent, result, reply, |()| reply.ok());
+        let result = self.served.fs.unlink(parent.0, name.as_bytes());
+        answer!("unlink", parent, result, reply, |()| reply.ok());
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.fs.rmdir(parent.0, name.as_bytes());
-        answer!(self, "rmdir", parent, result, reply, |()| reply.ok());
+        let result = self.served.fs.rmdir(parent.0, name.as_bytes());
+        answer!("rmdir", parent, result, reply, |()| reply.ok());
     }
 
     fn symlink(
@@ -228,10 +200,11 @@ impl Filesystem for Adapter {
     ) {
         let target = target.as_os_str().as_bytes();
         let new = new_node(req, 0o777, 0);
-        let result = self.fs.symlink(parent.0, name.as_bytes(), target, new);
-        answer!(self, "symlink", parent, result, reply, |e| reply_entry(
-            reply, &e
-        ));
+        let result = self
+            .served
+            .fs
+            .symlink(parent.0, name.as_bytes(), target, new);
+        answer!("symlink", parent, result, reply, |e| reply_entry(reply, &e));
     }
 
     fn rename(
@@ -246,9 +219,10 @@ impl Filesystem for Adapter {
     ) {
         let (name, newname) = (name.as_bytes(), newname.as_bytes());
         let result = self
+            .served
             .fs
             .rename(parent.0, name, newparent.0, newname, flags.bits());
-        answer!(self, "rename", parent, result, reply, |()| reply.ok());
+        answer!("rename", parent, result, reply, |()| reply.ok());
     }
 
     fn link(
@@ -259,14 +233,21 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let result = self.fs.link(ino.0, newparent.0, newname.as_bytes());
-        answer!(self, "link", ino, result, reply, |e| reply_entry(reply, &e));
+        let result = self.served.fs.link(ino.0, newparent.0, newname.as_bytes());
+        answer!("link", ino, result, reply, |e| reply_entry(reply, &e));
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let result = self.fs.open(ino.0, open_options(flags));
-        answer!(self, "open", ino, result, reply, |handle| reply
-            .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
+        let options = open_options(flags);
+        let work = move |fs: &Arc<Fs>| fs.open(ino.0, options);
+        self.served.serve(
+            work,
+            || work,
+            move |result| {
+                answer!("open", ino, result, reply, |handle| reply
+                    .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
+            },
+        );
     }
 
     fn create(
@@ -282,23 +263,27 @@ impl Filesystem for Adapter {
         let new = new_node(req, mode, umask);
         let exclusive = flags & libc_o::EXCL != 0;
         let options = open_options(OpenFlags(flags));
-        let result = self
-            .fs
-            .create(parent.0, name.as_bytes(), new, exclusive, options);
-        answer!(
-            self,
-            "create",
-            parent,
-            result,
-            reply,
-            |(entry, handle): (Entry, u64)| reply.created(
-                &TTL,
-                &attr(&entry.attr),
-                Generation(entry.generation),
-                FileHandle(handle),
-                FopenFlags::FOPEN_KEEP_CACHE,
-            )
-        );
+        let create =
+            move |fs: &Arc<Fs>, name: &[u8]| fs.create(parent.0, name, new, exclusive, options);
+        let finish = move |result| {
+            answer!("create", parent, result, reply, |(entry, handle): (
+                Entry,
+                u64
+            )| reply
+                .created(
+                    &TTL,
+                    &attr(&entry.attr),
+                    Generation(entry.generation),
+                    FileHandle(handle),
+                    FopenFlags::FOPEN_KEEP_CACHE,
+                ));
+        };
+        let again = || {
+            let name = name.to_owned();
+            move |fs: &Arc<Fs>| create(fs, name.as_bytes())
+        };
+        self.served
+            .serve(|fs| create(fs, name.as_bytes()), again, finish);
     }
 
     fn read(
@@ -313,8 +298,8 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         READ.with_borrow_mut(|buffer| {
-            let result = self.fs.read(fh.0, offset, size as usize, buffer);
-            answer!(self, "read", ino, result, reply, |range| reply
+            let result = self.served.fs.read(fh.0, offset, size as usize, buffer);
+            answer!("read", ino, result, reply, |range| reply
                 .data(buffer.slice(range)));
         });
     }
@@ -332,9 +317,15 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let result = self.fs.write(fh.0, offset, data, kill);
-        answer!(self, "write", ino, result, reply, |()| reply
-            .written(data.len() as u32));
+        let len = data.len() as u32;
+        let again = || {
+            let data = data.to_owned();
+            move |fs: &Arc<Fs>| fs.write(fh.0, offset, &data, kill)
+        };
+        let work = |fs: &Arc<Fs>| fs.write(fh.0, offset, data, kill);
+        self.served.serve(work, again, move |result| {
+            answer!("write", ino, result, reply, |()| reply.written(len));
+        });
     }
 
     /// Not implemented, which the kernel remembers: it writes back dirty pages
@@ -360,7 +351,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(fh.0);
+        self.served.fs.release(fh.0);
         reply.ok();
     }
 
@@ -372,11 +363,11 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let result = self.fs.fsync(fh.0, datasync);
+        let result = self.served.fs.fsync(fh.0, datasync);
         if let Ok(true) = result {
             self.notices.attributes_changed(ino);
         }
-        answer!(self, "fsync", ino, result, reply, |_| reply.ok());
+        answer!("fsync", ino, result, reply, |_| reply.ok());
     }
 
     /// Not implemented, which the kernel remembers: it then lists directories
@@ -393,8 +384,8 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let result = listing::fill(&self.fs, ino.0, offset, &mut reply);
-        answer!(self, "readdir", ino, result, reply, |()| reply.ok());
+        let result = listing::fill(&self.served.fs, ino.0, offset, &mut reply);
+        answer!("readdir", ino, result, reply, |()| reply.ok());
     }
 
     fn readdirplus(
@@ -405,8 +396,8 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let result = listing::fill_plus(&self.fs, ino.0, offset, &mut reply);
-        answer!(self, "readdirplus", ino, result, reply, |()| reply.ok());
+        let result = listing::fill_plus(&self.served.fs, ino.0, offset, &mut reply);
+        answer!("readdirplus", ino, result, reply, |()| reply.ok());
     }
 
     fn fsyncdir(
@@ -417,14 +408,13 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let result = self.fs.fsyncdir(ino.0, datasync);
-        answer!(self, "fsyncdir", ino, result, reply, |()| reply.ok());
+        let result = self.served.fs.fsyncdir(ino.0, datasync);
+        answer!("fsyncdir", ino, result, reply, |()| reply.ok());
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let result = self.fs.statfs();
+        let result = self.served.fs.statfs();
         answer!(
-            self,
             "statfs",
             ino,
             result,
@@ -453,23 +443,22 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let result = self
+            .served
             .fs
             .setxattr(ino.0, name.as_bytes(), value, flags as u32);
-        answer!(self, "setxattr", ino, result, reply, |()| reply.ok());
+        answer!("setxattr", ino, result, reply, |()| reply.ok());
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let result = self.fs.getxattr(ino.0, name.as_bytes());
-        answer!(self, "getxattr", ino, result, reply, |value: Vec<u8>| {
+        let result = self.served.fs.getxattr(ino.0, name.as_bytes());
+        answer!("getxattr", ino, result, reply, |value: Vec<u8>| {
             reply_xattr(reply, &value, size)
         });
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let result = self.fs.listxattr(ino.0);
-        answer!(self, "listxattr", ino, result, reply, |names: Vec<
-            Vec<u8>,
-        >| {
+        let result = self.served.fs.listxattr(ino.0);
+        answer!("listxattr", ino, result, reply, |names: Vec<Vec<u8>>| {
             let mut list = Vec::new();
             for name in names {
                 list.extend_from_slice(&name);
@@ -480,8 +469,8 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.fs.removexattr(ino.0, name.as_bytes());
-        answer!(self, "removexattr", ino, result, reply, |()| reply.ok());
+        let result = self.served.fs.removexattr(ino.0, name.as_bytes());
+        answer!("removexattr", ino, result, reply, |()| reply.ok());
     }
 
     /// The kernel checks permissions itself (`default_permissions`).
@@ -514,9 +503,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let result = self
+            .served
             .fs
             .fallocate(fh.0, mode as u32, offset, length, privileged(req));
-        answer!(self, "fallocate", ino, result, reply, |()| reply.ok());
+        answer!("fallocate", ino, result, reply, |()| reply.ok());
     }
 
     fn lseek(
@@ -538,14 +528,14 @@ impl Filesystem for Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let fs = self.fs.clone();
+        let fs = self.served.fs.clone();
         let answer = move || match fs.seek(fh.0, offset, hole) {
             Ok(at) => reply.offset(at as i64),
             Err(error) => reply.error(failed("lseek", ino.0, &error)),
         };
         // The kernel does not write its dirty pages back before it asks, and
         // they would look like holes.
-        if self.fs.has_writers(fh.0).unwrap_or(false) {
+        if self.served.fs.has_writers(fh.0).unwrap_or(false) {
             self.notices.write_back(ino.0, offset, answer);
         } else {
             answer();
@@ -568,18 +558,8 @@ impl Filesystem for Adapter {
         // The reply has 32 bits for the count.
         let len = len.min(1 << 30);
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-        let result = self.fs.copy_range(from, to, len, privileged(req));
-        answer!(self, "copy_file_range", ino_in, result, reply, |n| reply
+        let result = self.served.fs.copy_range(from, to, len, privileged(req));
+        answer!("copy_file_range", ino_in, result, reply, |n| reply
             .written(n as u32));
-    }
-}
-
-fn reply_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
-    if size == 0 {
-        reply.size(value.len() as u32);
-    } else if value.len() > size as usize {
-        reply.error(Errno::ERANGE);
-    } else {
-        reply.data(value);
     }
 }

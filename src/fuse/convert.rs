@@ -1,10 +1,14 @@
-//! Attributes and entries as fuser takes them.
+//! Attributes and entries as fuser takes them, and callers and flags as `fs` does.
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, Generation, INodeNo, ReplyEntry};
+use fuser::{
+    Errno, FileAttr, FileType, Generation, INodeNo, OpenAccMode, OpenFlags, ReplyEntry, ReplyXattr,
+    Request,
+};
 
-use crate::fs::{Attr, Entry, FileKind};
+use crate::fs::{Attr, Entry, FileKind, NewNode, OpenOptions};
+use crate::sys::creds::Caller;
 
 use super::time;
 
@@ -77,4 +81,46 @@ pub(super) fn reply_entry(reply: ReplyEntry, entry: &Entry) {
 /// file that is being written.
 pub(super) fn attr_ttl(entry: &Entry) -> Duration {
     if entry.busy { BUSY_TTL } else { TTL }
+}
+
+/// What a new node is to be.
+pub(super) fn new_node(req: &Request, mode: u32, umask: u32) -> NewNode {
+    NewNode {
+        caller: Caller {
+            uid: req.uid(),
+            gid: req.gid(),
+        },
+        mode,
+        umask,
+    }
+}
+
+/// Whether the caller keeps suid and sgid bits.
+pub(super) fn privileged(req: &Request) -> bool {
+    req.uid() == 0
+}
+
+/// How to open, by the flags of `open(2)`.
+pub(super) fn open_options(flags: OpenFlags) -> OpenOptions {
+    OpenOptions {
+        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+        truncate: flags.0 & libc_o::TRUNC != 0,
+    }
+}
+
+/// The flags of `open(2)` that are looked at here.
+pub(super) mod libc_o {
+    pub(crate) const TRUNC: i32 = 0o1000;
+    pub(crate) const EXCL: i32 = 0o200;
+}
+
+/// Replies with a value, or how long it is.
+pub(super) fn reply_xattr(reply: ReplyXattr, value: &[u8], size: u32) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
 }

@@ -8,6 +8,7 @@ mod notices;
 pub mod options;
 pub mod session;
 mod time;
+mod waiting;
 
 pub use errno::errno;
 pub use options::MountOptions;

@@ -15,6 +15,7 @@ use crate::sys::mount::{self, FuseMount};
 use super::MountOptions;
 use super::adapter::Adapter;
 use super::notices::Notices;
+use super::waiting::{Served, Waiting};
 
 /// How often the cache and the journal are looked after.
 const TICK: Duration = Duration::from_secs(1);
@@ -83,8 +84,13 @@ impl Session {
         })?;
         let mounted = Arc::new(mounted);
         let notices = Arc::new(Notices::default());
-        let adapter = Adapter {
+        let keys = &mounted.keys;
+        let served = Served {
             fs: mounted.fs.clone(),
+            waiting: (!keys.is_local()).then(|| Waiting::new(keys.deadline())),
+        };
+        let adapter = Adapter {
+            served,
             notices: notices.clone(),
         };
         // The kernel knows who may use the mount; fuser need not check again.

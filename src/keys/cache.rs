@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
@@ -88,19 +88,28 @@ type Fetched = Result<Arc<DataKey>, KeyError>;
 /// A fetch that is under way; others wait for its result.
 #[derive(Default)]
 struct Flight {
-    result: Mutex<Option<Fetched>>,
+    result: Mutex<Option<Outcome>>,
     landed: Condvar,
 }
 
+#[derive(Clone)]
+enum Outcome {
+    Landed(Fetched),
+    /// Nobody was waiting when it was begun, and it led to nothing: whoever
+    /// waits by now fetches the key.
+    Abandoned,
+}
+
 impl Flight {
-    fn wait(&self) -> Fetched {
+    /// The outcome; `None` if it has not come by `deadline`.
+    fn wait(&self, deadline: Instant) -> Option<Outcome> {
         let mut result = self.result.lock();
-        loop {
-            match &*result {
-                Some(result) => return result.clone(),
-                None => self.landed.wait(&mut result),
+        while result.is_none() {
+            if self.landed.wait_until(&mut result, deadline).timed_out() {
+                break;
             }
         }
+        result.clone()
     }
 }
 
@@ -136,45 +145,97 @@ impl KeyCache {
     }
 
     /// The file's key, from memory or else from `fetch`, which is called once
-    /// however many threads ask meanwhile; all of them get its result. No lock
-    /// is held during the call. Errors are not kept.
+    /// however many threads ask meanwhile; all of them get its result, those
+    /// that it takes too long at their `deadline` an error. No lock is held
+    /// during the call. Errors are not kept.
     pub fn get_or_fetch(
         &self,
         context: &KeyContext,
         wrapped: &[WrappedKey],
+        deadline: Instant,
         fetch: impl FnOnce() -> Result<DataKey, KeyError>,
     ) -> Fetched {
         let fingerprint = self.fingerprint(context, wrapped);
         let id = (context.file, fingerprint);
-        let flight = {
-            let mut shard = self.shard(context.file).lock();
-            if let Some(key) = self.lookup(&mut shard, context.file, fingerprint) {
-                return Ok(key);
+        loop {
+            let flight = {
+                let mut shard = self.shard(context.file).lock();
+                if let Some(key) = self.lookup(&mut shard, context.file, fingerprint) {
+                    return Ok(key);
+                }
+                self.misses.fetch_add(1, Ordering::Relaxed);
+                match shard.flights.get(&id).map(Arc::clone) {
+                    Some(flight) => flight,
+                    None => {
+                        let landing = self.take_off(&mut shard, id);
+                        drop(shard);
+                        self.calls.fetch_add(1, Ordering::Relaxed);
+                        return landing.land(fetch().map(Arc::new));
+                    }
+                }
+            };
+            match flight.wait(deadline) {
+                Some(Outcome::Landed(fetched)) => return fetched,
+                Some(Outcome::Abandoned) => {}
+                None => return Err(not_in_time(context.file)),
             }
-            self.misses.fetch_add(1, Ordering::Relaxed);
-            if let Some(flight) = shard.flights.get(&id).map(Arc::clone) {
-                drop(shard);
-                return flight.wait();
-            }
-            let flight = Arc::new(Flight::default());
-            shard.flights.insert(id, Arc::clone(&flight));
-            flight
-        };
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        let landing = Landing {
+        }
+    }
+
+    /// Announces a fetch by the caller, for which others wait until it lands;
+    /// `None` if the key is in memory or being fetched.
+    pub(super) fn claim(
+        &self,
+        context: &KeyContext,
+        wrapped: &[WrappedKey],
+    ) -> Option<Landing<'_>> {
+        let fingerprint = self.fingerprint(context, wrapped);
+        let id = (context.file, fingerprint);
+        let mut shard = self.shard(context.file).lock();
+        if self.peek(&shard, context.file, fingerprint) || shard.flights.contains_key(&id) {
+            return None;
+        }
+        Some(self.take_off(&mut shard, id))
+    }
+
+    fn take_off(&self, shard: &mut Shard, id: (FileId, u64)) -> Landing<'_> {
+        let flight = Arc::new(Flight::default());
+        shard.flights.insert(id, Arc::clone(&flight));
+        Landing {
             cache: self,
             id,
             flight,
-        };
-        let fetched = fetch().map(Arc::new);
-        landing.land(fetched)
+        }
     }
 
-    /// Keeps a key that was just made.
+    /// Whether the file's key is in memory; not a use of it.
+    pub(super) fn holds(&self, context: &KeyContext, wrapped: &[WrappedKey]) -> bool {
+        let fingerprint = self.fingerprint(context, wrapped);
+        let shard = self.shard(context.file).lock();
+        self.peek(&shard, context.file, fingerprint)
+    }
+
+    /// The most keys there may be.
+    pub fn capacity(&self) -> usize {
+        self.limits.entries
+    }
+
+    /// Keeps a key that a provider gave just now.
     pub fn insert(&self, context: &KeyContext, wrapped: &[WrappedKey], key: Arc<DataKey>) {
+        self.insert_older(context, wrapped, key, self.clock.now());
+    }
+
+    /// Keeps a key that a provider gave at `fetched`: its age counts from then.
+    pub(super) fn insert_older(
+        &self,
+        context: &KeyContext,
+        wrapped: &[WrappedKey],
+        key: Arc<DataKey>,
+        fetched: Duration,
+    ) {
         let fingerprint = self.fingerprint(context, wrapped);
         let mut shard = self.shard(context.file).lock();
-        self.store(&mut shard, context.file, fingerprint, key);
+        self.store(&mut shard, context.file, fingerprint, key, fetched);
     }
 
     /// Forgets the file's key. One that is being fetched reaches those who wait
@@ -264,16 +325,29 @@ impl KeyCache {
         Some(Arc::clone(&entry.key))
     }
 
-    fn store(&self, shard: &mut Shard, file: FileId, fingerprint: u64, key: Arc<DataKey>) {
+    /// As [`Self::lookup`], without using the entry.
+    fn peek(&self, shard: &Shard, file: FileId, fingerprint: u64) -> bool {
+        let now = self.clock.now();
+        let entry = shard.entries.peek(&file);
+        entry.is_some_and(|e| e.fingerprint == fingerprint && !self.expired(e, now))
+    }
+
+    fn store(
+        &self,
+        shard: &mut Shard,
+        file: FileId,
+        fingerprint: u64,
+        key: Arc<DataKey>,
+        fetched: Duration,
+    ) {
         if self.limits.entries == 0 {
             return;
         }
-        let now = self.clock.now();
         let entry = Entry {
             fingerprint,
             key,
-            fetched: now,
-            used: now,
+            fetched,
+            used: self.clock.now(),
         };
         if shard.entries.push(file, entry).is_some() {
             self.evictions.fetch_add(1, Ordering::Relaxed);
@@ -281,15 +355,17 @@ impl KeyCache {
     }
 }
 
-/// Ends a flight: also when the fetch panics, or its waiters would wait forever.
-struct Landing<'a> {
+/// A fetch that was announced. Dropped without a result, as when the fetch
+/// panics, it ends with an error: those who wait would wait forever.
+pub(super) struct Landing<'a> {
     cache: &'a KeyCache,
     id: (FileId, u64),
     flight: Arc<Flight>,
 }
 
 impl Landing<'_> {
-    fn land(self, fetched: Fetched) -> Fetched {
+    /// Gives the result to those who wait, and keeps a key.
+    pub(super) fn land(self, fetched: Fetched) -> Fetched {
         let (file, fingerprint) = self.id;
         let mut shard = self.cache.shard(file).lock();
         // A flight that is no longer listed was cancelled by `remove` or
@@ -297,12 +373,18 @@ impl Landing<'_> {
         if self.is_listed(&shard)
             && let Ok(key) = &fetched
         {
+            let now = self.cache.clock.now();
             self.cache
-                .store(&mut shard, file, fingerprint, Arc::clone(key));
+                .store(&mut shard, file, fingerprint, Arc::clone(key), now);
         }
         drop(shard);
-        *self.flight.result.lock() = Some(fetched.clone());
+        *self.flight.result.lock() = Some(Outcome::Landed(fetched.clone()));
         fetched
+    }
+
+    /// Leaves the fetch to those who wait, if anyone does.
+    pub(super) fn abandon(self) {
+        *self.flight.result.lock() = Some(Outcome::Abandoned);
     }
 
     fn is_listed(&self, shard: &Shard) -> bool {
@@ -319,13 +401,20 @@ impl Drop for Landing<'_> {
         }
         drop(shard);
         let panicked = || {
-            Err(KeyError::Unavailable {
+            Outcome::Landed(Err(KeyError::Unavailable {
                 key: format!("of file {}", self.id.0),
                 detail: "the provider failed inside kmsfs".into(),
-            })
+            }))
         };
         self.flight.result.lock().get_or_insert_with(panicked);
         self.flight.landed.notify_all();
+    }
+}
+
+fn not_in_time(file: FileId) -> KeyError {
+    KeyError::Unavailable {
+        key: format!("of file {file}"),
+        detail: "no answer in time".into(),
     }
 }
 

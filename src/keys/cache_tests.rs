@@ -2,23 +2,8 @@ use std::sync::Barrier;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
-use crate::keys::testing::{CONTEXT, context, wrong};
+use crate::keys::testing::{CONTEXT, FakeClock, context, wrong};
 use crate::types::KeyLen;
-
-#[derive(Default)]
-struct FakeClock(Mutex<Duration>);
-
-impl FakeClock {
-    fn advance(&self, seconds: u64) {
-        *self.0.lock() += Duration::from_secs(seconds);
-    }
-}
-
-impl Clock for FakeClock {
-    fn now(&self) -> Duration {
-        *self.0.lock()
-    }
-}
 
 fn cache(entries: usize) -> (KeyCache, Arc<FakeClock>) {
     let clock = Arc::new(FakeClock::default());
@@ -46,9 +31,13 @@ fn key() -> Result<DataKey, KeyError> {
     Ok(DataKey::random(KeyLen::Bits256))
 }
 
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
 fn fetch(cache: &KeyCache, file: u8) -> Arc<DataKey> {
     cache
-        .get_or_fetch(&context(file), &wrapped(file), key)
+        .get_or_fetch(&context(file), &wrapped(file), soon(), key)
         .unwrap()
 }
 
@@ -63,7 +52,7 @@ fn stampede(cache: &KeyCache, threads: usize, answer: &Fetched) -> (usize, Vec<F
     let start = Barrier::new(threads);
     let ask = || {
         start.wait();
-        cache.get_or_fetch(&CONTEXT, &wrapped(0), || {
+        cache.get_or_fetch(&CONTEXT, &wrapped(0), soon(), || {
             calls.fetch_add(1, Ordering::SeqCst);
             // Long enough for every thread to arrive.
             std::thread::sleep(Duration::from_millis(300));
@@ -101,7 +90,11 @@ fn a_failure_reaches_every_waiter_and_is_not_kept() {
     for result in got {
         assert!(matches!(result, Err(KeyError::Denied { .. })));
     }
-    assert!(cache.get_or_fetch(&CONTEXT, &wrapped(0), key).is_ok());
+    assert!(
+        cache
+            .get_or_fetch(&CONTEXT, &wrapped(0), soon(), key)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -110,18 +103,22 @@ fn a_panic_in_the_provider_does_not_strand_waiters() {
     let in_flight = Barrier::new(2);
     std::thread::scope(|scope| {
         let leader = scope.spawn(|| {
-            cache.get_or_fetch(&CONTEXT, &wrapped(0), || {
+            cache.get_or_fetch(&CONTEXT, &wrapped(0), soon(), || {
                 in_flight.wait();
                 std::thread::sleep(Duration::from_millis(200));
                 panic!("injected")
             })
         });
         in_flight.wait();
-        let waiter = cache.get_or_fetch(&CONTEXT, &wrapped(0), || panic!("not called"));
+        let waiter = cache.get_or_fetch(&CONTEXT, &wrapped(0), soon(), || panic!("not called"));
         assert!(matches!(waiter, Err(KeyError::Unavailable { .. })));
         assert!(leader.join().is_err());
     });
-    assert!(cache.get_or_fetch(&CONTEXT, &wrapped(0), key).is_ok());
+    assert!(
+        cache
+            .get_or_fetch(&CONTEXT, &wrapped(0), soon(), key)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -200,7 +197,9 @@ fn no_entries_means_no_cache() {
 fn another_header_is_another_key() {
     let (cache, _) = cache(1000);
     let old = fetch(&cache, 1);
-    let new = cache.get_or_fetch(&context(1), &wrapped(99), key).unwrap();
+    let new = cache
+        .get_or_fetch(&context(1), &wrapped(99), soon(), key)
+        .unwrap();
     assert_ne!(old.expose(), new.expose());
     let mut moved = context(1);
     moved.volume.0[0] ^= 1;
@@ -212,13 +211,17 @@ fn a_key_removed_while_it_is_fetched_is_not_kept() {
     let forget: [fn(&KeyCache); 2] = [|cache| cache.remove(CONTEXT.file), KeyCache::drop_all];
     for forget in forget {
         let (cache, _) = cache(1000);
-        let fetched = cache.get_or_fetch(&CONTEXT, &wrapped(0), || {
+        let fetched = cache.get_or_fetch(&CONTEXT, &wrapped(0), soon(), || {
             forget(&cache);
             key()
         });
         assert!(fetched.is_ok());
         assert!(cache.is_empty());
-        assert!(cache.get_or_fetch(&CONTEXT, &wrapped(0), key).is_ok());
+        assert!(
+            cache
+                .get_or_fetch(&CONTEXT, &wrapped(0), soon(), key)
+                .is_ok()
+        );
         assert_eq!(cache.len(), 1);
     }
 }
@@ -228,10 +231,51 @@ fn no_lock_is_held_during_a_fetch() {
     let (cache, _) = cache(16);
     assert_eq!(cache.shards.len(), 1);
     cache
-        .get_or_fetch(&context(1), &wrapped(1), || {
+        .get_or_fetch(&context(1), &wrapped(1), soon(), || {
             fetch(&cache, 2);
             key()
         })
         .unwrap();
     assert_eq!(cache.len(), 2);
+}
+
+#[test]
+fn who_waits_does_so_until_its_own_deadline() {
+    let (cache, _) = cache(16);
+    let claim = cache.claim(&CONTEXT, &wrapped(0)).unwrap();
+    assert!(cache.claim(&CONTEXT, &wrapped(0)).is_none());
+    let start = Instant::now();
+    let end = start + Duration::from_millis(100);
+    let waited = cache.get_or_fetch(&CONTEXT, &wrapped(0), end, || panic!("not called"));
+    assert!(matches!(waited, Err(KeyError::Unavailable { .. })));
+    assert!((100..1000).contains(&start.elapsed().as_millis()));
+    claim.land(key().map(Arc::new)).unwrap();
+    assert!(cache.holds(&CONTEXT, &wrapped(0)));
+    assert!(cache.claim(&CONTEXT, &wrapped(0)).is_none());
+}
+
+#[test]
+fn a_claim_that_is_abandoned_is_taken_over_by_who_waits() {
+    let (cache, _) = cache(16);
+    let claim = cache.claim(&CONTEXT, &wrapped(0)).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| cache.get_or_fetch(&CONTEXT, &wrapped(0), soon(), key));
+        std::thread::sleep(Duration::from_millis(50));
+        claim.abandon();
+        assert!(waiter.join().unwrap().is_ok());
+    });
+    assert!(cache.holds(&CONTEXT, &wrapped(0)));
+}
+
+#[test]
+fn age_counts_from_when_the_provider_gave_the_key() {
+    let (cache, clock) = cache(16);
+    clock.advance(300);
+    let key = Arc::new(key().unwrap());
+    cache.insert_older(&context(1), &wrapped(1), key, Duration::ZERO);
+    assert!(holds(&cache, 1));
+    clock.advance(299);
+    assert!(cache.holds(&context(1), &wrapped(1)));
+    clock.advance(1);
+    assert!(!holds(&cache, 1));
 }

@@ -54,6 +54,8 @@ pub struct WrappedKey {
 ///
 /// Calls block; they run on threads that may wait, never on a thread that
 /// serves the filesystem unless [`KeyProvider::is_local`] says they are quick.
+/// A call returns by [`patience::deadline`](crate::keys::patience::deadline),
+/// and leaves trying again to its caller.
 pub trait KeyProvider: Send + Sync {
     /// The URI of the key, as users write it and as headers keep it.
     fn uri(&self) -> &str;
@@ -81,6 +83,19 @@ pub trait KeyProvider: Send + Sync {
     /// Gives the data key back. `Rejected` if the context is not the one it
     /// was wrapped for.
     fn unwrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<DataKey, KeyError>;
+
+    /// Most wrapped keys that the provider unwraps in one call.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Gives several data keys back, each or its error, in order. Asked for at
+    /// most [`KeyProvider::batch`] at once; providers with batches override it.
+    fn unwrap_many(&self, wrapped: &[(KeyContext, WrappedKey)]) -> Vec<Result<DataKey, KeyError>> {
+        let each = wrapped.iter();
+        each.map(|(context, wrapped)| self.unwrap(context, wrapped))
+            .collect()
+    }
 
     /// Wraps the same data key under the key's current version. Providers that
     /// can do so without showing the data key override this.

@@ -30,6 +30,15 @@ impl KeyRing {
         }
     }
 
+    /// The ring of what `wrap` makes of each provider.
+    pub(super) fn map(
+        self,
+        wrap: impl FnMut(Arc<dyn KeyProvider>) -> Arc<dyn KeyProvider>,
+    ) -> Self {
+        let providers = self.providers.into_iter().map(wrap).collect();
+        Self { providers }
+    }
+
     /// The providers' URIs, in order.
     pub fn uris(&self) -> impl Iterator<Item = &str> {
         self.providers.iter().map(|provider| provider.uri())
@@ -96,7 +105,8 @@ impl KeyRing {
     }
 }
 
-fn unknown_recipients(wrapped: &[WrappedKey]) -> KeyError {
+/// None of the wrapped keys is of a key that is known here.
+pub(super) fn unknown_recipients(wrapped: &[WrappedKey]) -> KeyError {
     let uris: Vec<&str> = wrapped.iter().map(|w| w.key_uri.as_str()).collect();
     KeyError::NotFound {
         key: uris.join(", "),
@@ -124,6 +134,7 @@ fn rank(error: &KeyError) -> u8 {
         KeyError::Malformed { .. } => 6,
         KeyError::NotFound { .. } => 7,
         KeyError::Configuration { .. } => 8,
+        KeyError::WouldWait => 9,
     }
 }
 

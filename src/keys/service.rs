@@ -1,31 +1,103 @@
-//! Data keys as the filesystem uses them: a volume's recipients behind a cache.
+//! Data keys as the filesystem uses them: a volume's recipients behind a cache,
+//! with keys made and unwrapped ahead, and no more asked of a provider than it
+//! bears.
+//!
+//! Where all recipients are local their calls are made on the caller's thread,
+//! and of all this only the cache is in use.
+
+mod ahead;
+mod breaker;
+mod failover;
+mod guard;
+mod limiter;
+mod pool;
+mod refusals;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::crypto::DataKey;
 use crate::keys::cache::{CacheCounters, CacheLimits, KeyCache};
+use crate::keys::patience::{self, Priority};
 use crate::keys::ring::KeyRing;
+use crate::keys::stats::{CacheStats, KeyServiceStats};
 use crate::keys::{KeyContext, KeyError, WrappedKey};
 use crate::sys::clock::{BootClock, Clock};
-use crate::types::{FileId, KeyLen};
+use crate::sys::workers::Workers;
+use crate::types::{FileId, KeyLen, VolumeId};
+
+pub use ahead::Wanted;
+pub use pool::NewKey;
+
+use ahead::Ahead;
+use guard::Guarded;
+use pool::Pool;
+use refusals::Refusals;
+
+/// How long an operation may wait for a key, unless the mount says otherwise.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The most threads that make and unwrap keys in the background.
+const THREADS: usize = 128;
 
 /// Gives files their data keys.
 pub struct KeyService {
-    ring: KeyRing,
-    cache: KeyCache,
+    ring: Arc<KeyRing>,
+    recipients: Vec<Arc<Guarded>>,
+    local: bool,
+    deadline: Duration,
+    clock: Arc<dyn Clock>,
+    cache: Arc<KeyCache>,
+    refusals: Refusals,
+    pool: Arc<Pool>,
+    ahead: Arc<Ahead>,
+    workers: Arc<Workers>,
 }
 
 impl KeyService {
     /// A service over `ring` that keeps keys within `limits`.
     pub fn new(ring: KeyRing, limits: CacheLimits) -> Self {
-        Self::with_clock(ring, limits, Arc::new(BootClock))
+        Self::with(ring, limits, DEFAULT_DEADLINE, Arc::new(BootClock))
     }
 
-    /// As [`Self::new`], by a clock of the caller's.
-    pub fn with_clock(ring: KeyRing, limits: CacheLimits, clock: Arc<dyn Clock>) -> Self {
+    /// As [`Self::new`], with another deadline for what waits for a provider,
+    /// and by a clock of the caller's.
+    pub fn with(
+        ring: KeyRing,
+        limits: CacheLimits,
+        deadline: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let mut recipients = Vec::new();
+        let ring = Arc::new(ring.map(|provider| {
+            let guarded = Arc::new(Guarded::new(provider, deadline));
+            recipients.push(Arc::clone(&guarded));
+            guarded
+        }));
+        let cache = Arc::new(KeyCache::new(limits, Arc::clone(&clock)));
+        let workers = Arc::new(Workers::new("kmsfs-keys", THREADS));
         Self {
+            local: ring.is_local(),
+            deadline,
+            refusals: Refusals::new(Arc::clone(&clock)),
+            pool: Arc::new(Pool::new(
+                Arc::clone(&ring),
+                Arc::clone(&workers),
+                Arc::clone(&clock),
+                deadline,
+                limits.time_to_live,
+            )),
+            ahead: Arc::new(Ahead::new(
+                Arc::clone(&cache),
+                recipients.clone(),
+                Arc::clone(&workers),
+                deadline,
+            )),
             ring,
-            cache: KeyCache::new(limits, clock),
+            recipients,
+            clock,
+            cache,
+            workers,
         }
     }
 
@@ -34,26 +106,110 @@ impl KeyService {
         &self.ring
     }
 
-    /// Makes a new file's data key, wrapped by every recipient, and keeps it.
-    pub fn generate(
-        &self,
-        context: &KeyContext,
-        len: KeyLen,
-    ) -> Result<(Arc<DataKey>, Vec<WrappedKey>), KeyError> {
-        let (key, wrapped) = self.ring.generate(context, len)?;
-        let key = Arc::new(key);
-        self.cache.insert(context, &wrapped, Arc::clone(&key));
-        Ok((key, wrapped))
+    /// Whether every key is had without waiting for anyone.
+    pub fn is_local(&self) -> bool {
+        self.local
+    }
+
+    /// How long an operation may wait for a key.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// A new file's id and data key, wrapped by every recipient; the key is kept.
+    ///
+    /// # Errors
+    /// Those of the recipients; `WouldWait` if no key was made ahead and this
+    /// thread may not wait.
+    pub fn generate(&self, volume: VolumeId, len: KeyLen) -> Result<NewKey, KeyError> {
+        let (made, new) = match self.made_ahead(volume, len) {
+            Some(ready) => ready,
+            None => (self.clock.now(), self.make(volume, len)?),
+        };
+        let context = KeyContext {
+            volume,
+            file: new.file,
+        };
+        let key = Arc::clone(&new.key);
+        self.cache.insert_older(&context, &new.wrapped, key, made);
+        Ok(new)
+    }
+
+    fn made_ahead(&self, volume: VolumeId, len: KeyLen) -> Option<(Duration, NewKey)> {
+        if self.local {
+            return None;
+        }
+        self.pool.take(volume, len)
+    }
+
+    fn make(&self, volume: VolumeId, len: KeyLen) -> Result<NewKey, KeyError> {
+        if self.local {
+            return NewKey::make(&self.ring, volume, len);
+        }
+        self.refusals.of_new_keys()?;
+        if !patience::may_wait() {
+            return Err(KeyError::WouldWait);
+        }
+        let deadline = patience::deadline(self.deadline);
+        let make = || self.pool.make(volume, len);
+        let made = patience::until(deadline, Priority::Interactive, make);
+        self.refusals.learn(None, &made);
+        made
     }
 
     /// A file's data key, from memory or through one of its recipients.
+    ///
+    /// # Errors
+    /// Those of the recipients; `WouldWait` if the key is not in memory and this
+    /// thread may not wait.
     pub fn get(
         &self,
         context: &KeyContext,
         wrapped: &[WrappedKey],
     ) -> Result<Arc<DataKey>, KeyError> {
-        self.cache
-            .get_or_fetch(context, wrapped, || self.ring.unwrap(context, wrapped))
+        if !self.local {
+            if let Some(key) = self.cache.get(context, wrapped) {
+                return Ok(key);
+            }
+            self.refusals.of_file(context, wrapped)?;
+            if !patience::may_wait() {
+                return Err(KeyError::WouldWait);
+            }
+        }
+        let deadline = patience::deadline(self.deadline);
+        self.cache.get_or_fetch(context, wrapped, deadline, || {
+            self.ask(context, wrapped, deadline, Priority::Interactive)
+        })
+    }
+
+    /// A data key that is not to be kept, through one of the recipients.
+    ///
+    /// # Errors
+    /// Those of the recipients.
+    pub fn unwrap(
+        &self,
+        context: &KeyContext,
+        wrapped: &[WrappedKey],
+    ) -> Result<DataKey, KeyError> {
+        let deadline = patience::deadline(self.deadline);
+        self.ask(context, wrapped, deadline, Priority::Interactive)
+    }
+
+    /// Asks the recipients.
+    fn ask(
+        &self,
+        context: &KeyContext,
+        wrapped: &[WrappedKey],
+        deadline: Instant,
+        priority: Priority,
+    ) -> Result<DataKey, KeyError> {
+        if self.local {
+            return self.ring.unwrap(context, wrapped);
+        }
+        let time = (deadline, priority);
+        let key = failover::unwrap(&self.recipients, &self.workers, context, wrapped, time);
+        self.refusals.learn(Some((context, wrapped)), &key);
+        key
     }
 
     /// A file's data key if it is in memory; never asks a provider.
@@ -61,19 +217,60 @@ impl KeyService {
         self.cache.get(context, wrapped)
     }
 
+    /// Asks for a key anew that may be in memory, so that its time begins again.
+    /// A key that is refused is forgotten; where the provider cannot be asked it
+    /// keeps the time it has.
+    ///
+    /// # Errors
+    /// Those of the recipients.
+    pub fn refresh(
+        &self,
+        context: &KeyContext,
+        wrapped: &[WrappedKey],
+    ) -> Result<Arc<DataKey>, KeyError> {
+        let deadline = patience::deadline(self.deadline);
+        let begun = self.clock.now();
+        match self.ask(context, wrapped, deadline, Priority::Maintenance) {
+            Ok(key) => {
+                let key = Arc::new(key);
+                let kept = Arc::clone(&key);
+                self.cache.insert_older(context, wrapped, kept, begun);
+                Ok(key)
+            }
+            Err(error) => {
+                if !error.is_transient() {
+                    self.cache.remove(context.file);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Unwraps keys that will probably be asked for, in the background and
+    /// after everything more urgent.
+    pub fn prefetch(&self, wanted: Vec<Wanted>) {
+        if !self.local {
+            self.ahead.want(wanted);
+        }
+    }
+
     /// Forgets a file's key, as when the file is deleted.
     pub fn remove(&self, file: FileId) {
         self.cache.remove(file);
     }
 
-    /// Forgets every key.
+    /// Forgets every key, also those made ahead, and every refusal.
     pub fn drop_all(&self) {
+        self.ahead.clear();
+        self.pool.clear();
+        self.refusals.clear();
         self.cache.drop_all();
     }
 
     /// Forgets the keys whose time has come and says how many they were; the
     /// mount calls it every few seconds.
     pub fn sweep(&self) -> usize {
+        self.pool.sweep();
         self.cache.sweep()
     }
 
@@ -81,70 +278,26 @@ impl KeyService {
     pub fn counters(&self) -> CacheCounters {
         self.cache.counters()
     }
+
+    /// What the service has done so far, and how it is.
+    pub fn stats(&self) -> KeyServiceStats {
+        let counters = self.cache.counters();
+        KeyServiceStats {
+            cache: CacheStats {
+                entries: self.cache.len(),
+                capacity: self.cache.capacity(),
+                hits: counters.hits,
+                misses: counters.misses,
+                evictions: counters.evictions,
+            },
+            pool: self.pool.stats(),
+            prefetched: self.ahead.unwrapped(),
+            remembered_refusals: self.refusals.given(),
+            providers: self.recipients.iter().map(|r| r.stats()).collect(),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keys::KeyProvider;
-    use crate::keys::testing::{CONTEXT, FakeProvider, context, wrong};
-
-    fn service(provider: &Arc<FakeProvider>) -> KeyService {
-        let provider = Arc::clone(provider) as Arc<dyn KeyProvider>;
-        let ring = KeyRing::new(vec![provider]).unwrap();
-        KeyService::new(ring, CacheLimits::default())
-    }
-
-    #[test]
-    fn creating_and_reopening_a_file_is_one_call() {
-        let provider = FakeProvider::new("a");
-        let service = service(&provider);
-        let (key, wrapped) = service.generate(&CONTEXT, KeyLen::Bits256).unwrap();
-        for _ in 0..1000 {
-            let again = service.get(&CONTEXT, &wrapped).unwrap();
-            assert!(Arc::ptr_eq(&key, &again));
-        }
-        assert_eq!(provider.calls(), 1);
-        service.remove(CONTEXT.file);
-        assert!(service.cached(&CONTEXT, &wrapped).is_none());
-        let again = service.get(&CONTEXT, &wrapped).unwrap();
-        assert_eq!(again.expose(), key.expose());
-        assert_eq!(provider.calls(), 2);
-        service.drop_all();
-        assert!(service.cached(&CONTEXT, &wrapped).is_none());
-    }
-
-    #[test]
-    fn sixty_four_threads_are_one_provider_call() {
-        let provider = FakeProvider::new("a");
-        let service = service(&provider);
-        let (_, wrapped) = service.generate(&CONTEXT, KeyLen::Bits256).unwrap();
-        service.drop_all();
-        provider.delay(std::time::Duration::from_millis(300));
-        let start = std::sync::Barrier::new(64);
-        std::thread::scope(|scope| {
-            for _ in 0..64 {
-                scope.spawn(|| {
-                    start.wait();
-                    service.get(&CONTEXT, &wrapped).unwrap();
-                });
-            }
-        });
-        assert_eq!(
-            provider.calls(),
-            2,
-            "one to make the key, one for all threads"
-        );
-    }
-
-    #[test]
-    fn a_wrapped_key_moved_to_another_file_is_rejected() {
-        let provider = FakeProvider::new("a");
-        let service = service(&provider);
-        let (_, wrapped) = service.generate(&CONTEXT, KeyLen::Bits256).unwrap();
-        let error = service.get(&context(9), &wrapped).unwrap_err();
-        assert!(matches!(error, KeyError::Rejected { .. }));
-        provider.fail(Some(wrong::disabled()));
-        assert!(service.get(&CONTEXT, &wrapped).is_ok(), "it is in memory");
-    }
-}
+#[path = "service_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use crate::crypto::DataKey;
 use crate::keys::{KeyContext, KeyError, KeyProvider, WrappedKey};
+use crate::sys::clock::Clock;
 use crate::types::{FileId, KeyLen, VolumeId};
 
 pub(crate) const CONTEXT: KeyContext = context(2);
@@ -20,10 +21,29 @@ pub(crate) const fn context(file: u8) -> KeyContext {
     }
 }
 
+/// A clock that goes when told to.
+#[derive(Default)]
+pub(crate) struct FakeClock(Mutex<Duration>);
+
+impl FakeClock {
+    pub(crate) fn advance(&self, seconds: u64) {
+        *self.0.lock() += Duration::from_secs(seconds);
+    }
+}
+
+impl Clock for FakeClock {
+    fn now(&self) -> Duration {
+        *self.0.lock()
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct FakeProvider {
     uri: String,
+    remote: bool,
     calls: AtomicUsize,
+    /// So many calls more fail, each with this.
+    failing: Mutex<Option<(usize, KeyError)>>,
     delay: Mutex<Duration>,
     failure: Mutex<Option<KeyError>>,
     generate_failure: Mutex<Option<KeyError>>,
@@ -37,12 +57,28 @@ impl FakeProvider {
         })
     }
 
+    /// One that says that its calls have to be waited for.
+    pub(crate) fn remote(uri: &str) -> Arc<Self> {
+        Arc::new(Self {
+            uri: uri.into(),
+            remote: true,
+            ..Self::default()
+        })
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 
     pub(crate) fn fail(&self, error: Option<KeyError>) {
+        *self.failing.lock() = None;
         *self.failure.lock() = error;
+    }
+
+    /// Fails the next `times` calls and no more.
+    pub(crate) fn fail_times(&self, times: usize, error: KeyError) {
+        *self.failure.lock() = None;
+        *self.failing.lock() = Some((times, error));
     }
 
     pub(crate) fn fail_generate(&self, error: Option<KeyError>) {
@@ -57,6 +93,12 @@ impl FakeProvider {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let delay = *self.delay.lock();
         std::thread::sleep(delay);
+        if let Some((left, error)) = &mut *self.failing.lock()
+            && *left > 0
+        {
+            *left -= 1;
+            return Err(error.clone());
+        }
         self.failure.lock().clone().map_or(Ok(()), Err)
     }
 }
@@ -67,7 +109,7 @@ impl KeyProvider for FakeProvider {
     }
 
     fn is_local(&self) -> bool {
-        true
+        !self.remote
     }
 
     fn generate(
@@ -122,4 +164,12 @@ pub(crate) mod wrong {
     error!(not_found, NotFound);
     error!(rejected, Rejected);
     error!(unavailable, Unavailable);
+
+    pub(crate) fn throttled() -> KeyError {
+        KeyError::Throttled {
+            key: "test".into(),
+            detail: "injected".into(),
+            retry_after: None,
+        }
+    }
 }

@@ -11,3 +11,4 @@ pub mod mount;
 pub mod process;
 pub mod secret;
 pub mod terminal;
+pub mod workers;

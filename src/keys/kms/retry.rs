@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::crypto::random;
-use crate::keys::KeyError;
+use crate::keys::{KeyError, patience};
 
 /// How long a call may take in all, unless its URI says otherwise.
 pub(super) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
@@ -19,9 +19,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct Deadline(Instant);
 
 impl Deadline {
-    /// That far from now.
+    /// That far from now, or earlier if this thread may not wait so long.
     pub(super) fn after(time: Duration) -> Self {
-        Self(Instant::now() + time)
+        Self(patience::deadline(time))
     }
 
     /// The earlier of this one and one that far from now.
@@ -43,7 +43,8 @@ impl Deadline {
 
 /// Calls `attempt` until it succeeds, fails for good, or the next try would
 /// come after the deadline; the error is the last one. Pauses grow and are
-/// random, and a server that says how long to wait is obeyed.
+/// random, and a server that says how long to wait is obeyed. Where the caller
+/// tries again by itself there is one attempt.
 pub(super) fn until<T>(
     deadline: Deadline,
     mut attempt: impl FnMut() -> Result<T, KeyError>,
@@ -51,7 +52,7 @@ pub(super) fn until<T>(
     let mut pause = FIRST_PAUSE;
     loop {
         let error = match attempt() {
-            Err(error) if error.is_transient() => error,
+            Err(error) if error.is_transient() && patience::may_repeat() => error,
             result => return result,
         };
         let wished = match &error {

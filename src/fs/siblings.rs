@@ -1,0 +1,332 @@
+//! Noticing that a directory's files are opened one after the other, and having
+//! the keys of the next ones unwrapped before they are asked for.
+//!
+//! Nothing is read for this before several files of a directory had to wait for
+//! their keys: listing, `stat` and removing never lead here.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::backing::{BackingFile, HostFile, dir};
+use crate::content::identity::wanted_key;
+use crate::keys::patience;
+use crate::sys::workers::Workers;
+
+use super::inode::Inode;
+use super::{Fs, Result};
+
+/// Files of one directory that had to wait for their keys before the next ones
+/// are looked at.
+const COLD_OPENS: usize = 3;
+/// What happens further apart has nothing to do with each other.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How far apart, in whatever order, files may be that are opened in order: one
+/// may be left out now and then, or several programs share the work.
+const LARGEST_GAP: usize = 16;
+/// Files to look ahead at first, and at the most.
+const WINDOW: Range<usize> = 64..1024;
+/// The most files of a directory that are remembered, from the present one on.
+const LONGEST_RUN: usize = 32_768;
+/// Directories at once.
+const DIRECTORIES: usize = 16;
+/// Headers read before their keys are asked for.
+const CHUNK: usize = 32;
+
+/// Directories whose files are being opened.
+pub(super) struct Siblings {
+    /// By inode number.
+    directories: Mutex<LruCache<u64, Directory>>,
+    /// Those that are in use; while there are none a warm open looks no further.
+    runs: AtomicUsize,
+    workers: Workers,
+}
+
+impl Default for Siblings {
+    fn default() -> Self {
+        let most = std::num::NonZero::new(DIRECTORIES).expect("not zero");
+        Self {
+            directories: Mutex::new(LruCache::new(most)),
+            runs: AtomicUsize::new(0),
+            workers: Workers::new("kmsfs-ahead", 2),
+        }
+    }
+}
+
+struct Directory {
+    last: Instant,
+    state: State,
+}
+
+enum State {
+    /// The backing inodes whose keys were waited for.
+    Watched(Vec<u64>),
+    /// It is being listed.
+    Listing,
+    /// Its files are opened in this order.
+    Run(Run),
+    /// They are opened in no order.
+    Random,
+}
+
+/// Files in the order in which they are being opened.
+struct Run {
+    files: Arc<[(CString, u64)]>,
+    positions: HashMap<u64, usize>,
+    /// The first file that was not looked at.
+    edge: usize,
+    window: usize,
+}
+
+impl Run {
+    /// The files to look at now that this one was opened.
+    fn advance(&mut self, host_ino: u64) -> Option<Range<usize>> {
+        let next = self.positions.get(&host_ino)? + 1;
+        if next + self.window / 2 < self.edge || self.edge == self.files.len() {
+            return None;
+        }
+        let start = self.edge.max(next);
+        let end = (start + self.window).min(self.files.len());
+        self.edge = end;
+        self.window = (2 * self.window).min(WINDOW.end);
+        Some(start..end)
+    }
+}
+
+impl Fs {
+    /// To be called when a file was opened.
+    pub(super) fn opened(self: &Arc<Self>, inode: &Inode) {
+        if self.volume.keys.is_local() {
+            return;
+        }
+        let siblings = &self.siblings;
+        // Threads that may not wait only open files whose keys are in memory.
+        let cold = patience::may_wait();
+        if !cold && siblings.runs.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let parent = inode.parent.load(Ordering::Relaxed);
+        let mut directories = siblings.directories.lock();
+        let now = Instant::now();
+        if cold {
+            let watched = || Directory {
+                last: now,
+                state: State::Watched(Vec::new()),
+            };
+            directories.get_or_insert(parent, watched);
+        }
+        let Some(directory) = directories.get_mut(&parent) else {
+            return;
+        };
+        let idle = now.saturating_duration_since(directory.last);
+        if idle > PAUSE && !matches!(directory.state, State::Listing) {
+            directory.state = State::Watched(Vec::new());
+        }
+        directory.last = now;
+        match &mut directory.state {
+            State::Watched(opened) => {
+                if !cold || parent == 0 {
+                    return;
+                }
+                opened.push(inode.host_ino);
+                if opened.len() == COLD_OPENS {
+                    let opened = std::mem::take(opened);
+                    directory.state = State::Listing;
+                    siblings.runs.fetch_add(1, Ordering::Relaxed);
+                    let fs = Arc::clone(self);
+                    siblings.workers.run(move || fs.begin_run(parent, &opened));
+                }
+            }
+            State::Run(run) => {
+                if let Some(range) = run.advance(inode.host_ino) {
+                    self.look_ahead(parent, &run.files, range);
+                }
+            }
+            State::Listing | State::Random => {}
+        }
+        let in_use = |d: &Directory| matches!(d.state, State::Listing | State::Run(_));
+        let runs = directories.iter().filter(|(_, d)| in_use(d)).count();
+        siblings.runs.store(runs, Ordering::Relaxed);
+    }
+
+    /// Finds out in which order a directory's files are being opened.
+    fn begin_run(self: &Arc<Self>, parent: u64, opened: &[u64]) {
+        let run = self.find_order(parent, opened).unwrap_or_else(|error| {
+            log::debug!("directory {parent} cannot be looked ahead in: {error}");
+            None
+        });
+        let mut directories = self.siblings.directories.lock();
+        let Some(directory) = directories.get_mut(&parent) else {
+            return;
+        };
+        directory.state = match run {
+            None => State::Random,
+            Some(mut run) => {
+                if let Some(range) = opened.last().and_then(|ino| run.advance(*ino)) {
+                    self.look_ahead(parent, &run.files, range);
+                }
+                State::Run(run)
+            }
+        };
+    }
+
+    fn find_order(&self, parent: u64, opened: &[u64]) -> Result<Option<Run>> {
+        let directory = self.inodes.get(parent)?;
+        let entries = dir::list(directory.fd()?)?;
+        // Plain names are had from memory alone, but for a directory's id.
+        let mut files = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if entry.kind == dir::FileType::RegularFile
+                && let Some(name) = self.plain_name(&directory, entry.name.to_bytes())?
+            {
+                files.push((name, (entry.name, entry.ino)));
+            }
+        }
+        let names = |files: Vec<(Vec<u8>, (CString, u64))>| -> Vec<(CString, u64)> {
+            files.into_iter().map(|(_, file)| file).collect()
+        };
+        // As `ls -U` lists them, as a shell's patterns do, as `fts` does.
+        if let Some(run) = in_order(&files, opened) {
+            return Ok(Some(run.of(names(files))));
+        }
+        files.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        if let Some(run) = in_order(&files, opened) {
+            return Ok(Some(run.of(names(files))));
+        }
+        files.sort_unstable_by_key(|(_, (_, ino))| *ino);
+        Ok(in_order(&files, opened).map(|run| run.of(names(files))))
+    }
+
+    /// Has the keys of some files unwrapped.
+    fn look_ahead(
+        self: &Arc<Self>,
+        parent: u64,
+        files: &Arc<[(CString, u64)]>,
+        range: Range<usize>,
+    ) {
+        let (fs, files) = (Arc::clone(self), Arc::clone(files));
+        self.siblings.workers.run(move || {
+            for chunk in files[range].chunks(CHUNK) {
+                if let Err(error) = fs.prefetch(parent, chunk) {
+                    log::debug!("looking ahead in directory {parent}: {error}");
+                    return;
+                }
+            }
+        });
+    }
+
+    fn prefetch(&self, parent: u64, files: &[(CString, u64)]) -> Result<()> {
+        let directory = self.inodes.get(parent)?;
+        let mut head = vec![0; self.volume.layout().head_size()];
+        let mut wanted = Vec::with_capacity(files.len());
+        for (name, ino) in files {
+            // One that is open has its key.
+            if self.files.get(*ino).is_some() {
+                continue;
+            }
+            // Gone by now, or not for us to read: then it needs no key.
+            let Ok(fd) = dir::open_unnoticed(directory.fd()?, name.to_bytes()) else {
+                continue;
+            };
+            head.fill(0);
+            let read = HostFile::new(fd).read_at(&mut [IoSliceMut::new(&mut head)], 0);
+            if read.is_ok() {
+                wanted.extend(wanted_key(&self.volume, &head));
+            }
+        }
+        self.volume.keys.prefetch(wanted);
+        Ok(())
+    }
+}
+
+/// An order in which files are being opened, from the first of those on.
+struct Order {
+    start: usize,
+}
+
+/// Whether `opened` follow each other closely in `files`.
+fn in_order(files: &[(Vec<u8>, (CString, u64))], opened: &[u64]) -> Option<Order> {
+    let position = |ino: &u64| files.iter().position(|(_, (_, i))| i == ino);
+    let mut positions = opened.iter().map(position).collect::<Option<Vec<_>>>()?;
+    // Several at once may arrive in any order.
+    positions.sort_unstable();
+    let close = positions.windows(2).all(|p| p[1] - p[0] <= LARGEST_GAP);
+    close.then(|| Order {
+        start: positions[0],
+    })
+}
+
+impl Order {
+    fn of(self, mut files: Vec<(CString, u64)>) -> Run {
+        files.drain(..self.start);
+        files.truncate(LONGEST_RUN);
+        let numbered = files.iter().enumerate();
+        Run {
+            positions: numbered.map(|(at, (_, ino))| (*ino, at)).collect(),
+            files: files.into(),
+            edge: 0,
+            window: WINDOW.start,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(inodes: &[u64]) -> Vec<(Vec<u8>, (CString, u64))> {
+        let file = |ino: &u64| (vec![], (CString::default(), *ino));
+        inodes.iter().map(file).collect()
+    }
+
+    fn run(count: u64) -> Run {
+        let inodes: Vec<u64> = (0..count).collect();
+        let files: Vec<_> = files(&inodes).into_iter().map(|(_, f)| f).collect();
+        in_order(&self::files(&inodes), &[0, 1, 2])
+            .unwrap()
+            .of(files)
+    }
+
+    #[test]
+    fn files_opened_one_after_the_other_are_in_order() {
+        let inodes: Vec<u64> = (100..200).rev().collect();
+        let listed = files(&inodes);
+        assert_eq!(in_order(&listed, &[190, 189, 187]).unwrap().start, 9);
+        assert_eq!(in_order(&listed, &[189, 190, 188]).unwrap().start, 9);
+        assert!(in_order(&listed, &[199, 150, 101]).is_none());
+        assert!(in_order(&listed, &[199, 198, 7]).is_none(), "not in there");
+    }
+
+    #[test]
+    fn windows_follow_each_other_and_grow() {
+        let mut run = run(5000);
+        let mut looked_at = 3;
+        let mut windows = Vec::new();
+        for ino in 2..5000 {
+            if let Some(range) = run.advance(ino) {
+                assert_eq!(range.start, looked_at, "neither gap nor overlap");
+                assert!(range.start > ino as usize, "it is ahead");
+                looked_at = range.end;
+                windows.push(range.len());
+            }
+        }
+        assert_eq!(looked_at, 5000);
+        assert_eq!(windows[..6], [64, 128, 256, 512, 1024, 1024]);
+        assert!(run.advance(77_777).is_none());
+    }
+
+    #[test]
+    fn what_is_far_ahead_is_left_for_later() {
+        let mut run = run(5000);
+        assert_eq!(run.advance(2), Some(3..67));
+        assert_eq!(run.advance(2), None);
+        assert_eq!(run.advance(1000), Some(1001..1129), "a jump");
+    }
+}

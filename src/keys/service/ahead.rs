@@ -1,0 +1,185 @@
+//! Unwrapping keys that will probably be asked for next, several at once, when
+//! nothing more urgent wants the provider.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::keys::cache::KeyCache;
+use crate::keys::patience::Priority;
+use crate::keys::{KeyContext, KeyProvider, WrappedKey};
+use crate::sys::workers::Workers;
+
+use super::guard::Guarded;
+
+/// The most calls at once.
+const PARALLEL: usize = 32;
+
+/// A file's key that may be wanted.
+pub type Wanted = (KeyContext, Vec<WrappedKey>);
+
+/// What unwraps keys ahead.
+pub(super) struct Ahead {
+    cache: Arc<KeyCache>,
+    recipients: Vec<Arc<Guarded>>,
+    workers: Arc<Workers>,
+    /// How long a call may take.
+    time: Duration,
+    /// The most keys in the queue: half of what the cache can hold.
+    most: usize,
+    state: Mutex<State>,
+    unwrapped: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Wanted>,
+    running: usize,
+}
+
+impl Ahead {
+    pub(super) fn new(
+        cache: Arc<KeyCache>,
+        recipients: Vec<Arc<Guarded>>,
+        workers: Arc<Workers>,
+        time: Duration,
+    ) -> Self {
+        Self {
+            most: cache.capacity() / 2,
+            cache,
+            recipients,
+            workers,
+            time,
+            state: Mutex::default(),
+            unwrapped: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds keys to those that are unwrapped ahead; leaves out what would be too
+    /// many.
+    pub(super) fn want(self: &Arc<Self>, wanted: Vec<Wanted>) {
+        let mut state = self.state.lock();
+        let room = self.most.saturating_sub(state.queue.len());
+        state.queue.extend(wanted.into_iter().take(room));
+        let more = state
+            .queue
+            .len()
+            .min(PARALLEL)
+            .saturating_sub(state.running);
+        state.running += more;
+        drop(state);
+        for _ in 0..more {
+            let ahead = Arc::clone(self);
+            self.workers.run(move || ahead.run());
+        }
+    }
+
+    /// Works until the queue is empty. This thread counts as running already.
+    fn run(&self) {
+        loop {
+            let running = Running(self);
+            while self.unwrap_some() {}
+            drop(running);
+            // Something may have come since the queue was seen empty, for which
+            // no thread was started as this one still counted.
+            let mut state = self.state.lock();
+            if state.queue.is_empty() {
+                return;
+            }
+            state.running += 1;
+        }
+    }
+
+    /// Forgets what is in the queue.
+    pub(super) fn clear(&self) {
+        self.state.lock().queue.clear();
+    }
+
+    /// Keys unwrapped so far.
+    pub(super) fn unwrapped(&self) -> u64 {
+        self.unwrapped.load(Ordering::Relaxed)
+    }
+
+    /// Makes one call; says whether there may be more to do.
+    fn unwrap_some(&self) -> bool {
+        let Some(first) = self.next() else {
+            return false;
+        };
+        let Some((recipient, wrapped)) = self.recipient_of(&first.1) else {
+            return true;
+        };
+        let deadline = Instant::now() + self.time;
+        // Before anything is claimed: who wants a key that is claimed waits, and
+        // must not wait behind others for a turn of low priority.
+        if !recipient.turn(Priority::Prefetch, deadline) {
+            self.clear();
+            return false;
+        }
+        let mut claims = Vec::new();
+        let mut asked = Vec::new();
+        let mut add = |(context, all): Wanted, wrapped: WrappedKey| {
+            if let Some(claim) = self.cache.claim(&context, &all) {
+                claims.push(claim);
+                asked.push((context, wrapped));
+            }
+        };
+        add(first, wrapped);
+        for _ in 1..recipient.batch() {
+            let Some(more) = self.next() else { break };
+            let own = more.1.iter().find(|w| recipient.recognises(w)).cloned();
+            if let Some(wrapped) = own {
+                add(more, wrapped);
+            }
+        }
+        if asked.is_empty() {
+            return true;
+        }
+        let results = recipient.unwrap_ahead(&asked, deadline);
+        let mut troubled = false;
+        for (claim, result) in claims.into_iter().zip(results) {
+            match result {
+                Ok(key) => {
+                    self.unwrapped.fetch_add(1, Ordering::Relaxed);
+                    let _ = claim.land(Ok(Arc::new(key)));
+                }
+                // Who opens the file asks again, and is told what is wrong.
+                Err(error) => {
+                    troubled |= error.is_transient();
+                    claim.abandon();
+                }
+            }
+        }
+        if troubled {
+            self.clear();
+        }
+        !troubled
+    }
+
+    /// The next key that is not in memory.
+    fn next(&self) -> Option<Wanted> {
+        loop {
+            let wanted = self.state.lock().queue.pop_front()?;
+            if !self.cache.holds(&wanted.0, &wanted.1) {
+                return Some(wanted);
+            }
+        }
+    }
+
+    fn recipient_of(&self, wrapped: &[WrappedKey]) -> Option<(&Guarded, WrappedKey)> {
+        self.recipients.iter().find_map(|recipient| {
+            let own = wrapped.iter().find(|w| recipient.recognises(w))?;
+            Some((&**recipient, own.clone()))
+        })
+    }
+}
+
+struct Running<'a>(&'a Ahead);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().running -= 1;
+    }
+}
