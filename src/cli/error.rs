@@ -73,7 +73,8 @@ impl From<KeyError> for Failure {
             KeyError::Rejected { .. } => ExitCode::KeyRejected,
             KeyError::Throttled { .. }
             | KeyError::Unavailable { .. }
-            | KeyError::Malformed { .. } => ExitCode::KeyUnavailable,
+            | KeyError::Malformed { .. }
+            | KeyError::WouldWait => ExitCode::KeyUnavailable,
             KeyError::Configuration { .. } => ExitCode::KeyConfiguration,
         };
         let hint = match &error {

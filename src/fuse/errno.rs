@@ -56,7 +56,9 @@ fn key(error: &KeyError) -> Errno {
         KeyError::Expired { .. } => host(HostErrno::KEYEXPIRED),
         KeyError::Denied { .. } | KeyError::Configuration { .. } => Errno::EACCES,
         KeyError::Rejected { .. } | KeyError::Malformed { .. } => Errno::EIO,
-        KeyError::Throttled { .. } | KeyError::Unavailable { .. } => Errno::ETIMEDOUT,
+        KeyError::Throttled { .. } | KeyError::Unavailable { .. } | KeyError::WouldWait => {
+            Errno::ETIMEDOUT
+        }
     }
 }
 

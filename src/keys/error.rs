@@ -81,6 +81,10 @@ pub enum KeyError {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// The key is not in memory, and this thread may not wait for it. Never
+    /// reaches a program: what needed the key is done again on a thread that may.
+    #[error("the key is not in memory")]
+    WouldWait,
 }
 
 impl KeyError {

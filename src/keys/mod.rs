@@ -10,6 +10,7 @@ pub mod provider;
 pub mod registry;
 pub mod ring;
 pub mod service;
+pub mod stats;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod uri;
@@ -21,3 +22,4 @@ pub use provider::{KeyContext, KeyProvider, WrappedKey};
 pub use registry::{open_provider, open_provider_for_init, open_ring};
 pub use ring::KeyRing;
 pub use service::KeyService;
+pub use stats::KeyServiceStats;

@@ -124,6 +124,7 @@ fn rank(error: &KeyError) -> u8 {
         KeyError::Malformed { .. } => 6,
         KeyError::NotFound { .. } => 7,
         KeyError::Configuration { .. } => 8,
+        KeyError::WouldWait => 9,
     }
 }
 

@@ -128,7 +128,7 @@ impl CredentialStore {
             | KeyError::Throttled { key, .. }
             | KeyError::Unavailable { key, .. }
             | KeyError::Malformed { key, .. } => key.clone_from(&self.key),
-            KeyError::Configuration { .. } => {}
+            KeyError::Configuration { .. } | KeyError::WouldWait => {}
         }
         error
     }
