@@ -34,6 +34,7 @@ impl Fs {
         exclusive: bool,
         options: OpenOptions,
     ) -> Result<(Entry, u64)> {
+        self.volume.refuse_if_locked()?;
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
@@ -53,6 +54,8 @@ impl Fs {
                 EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
             })?;
             file.prepare_write()?;
+            self.volume.refuse_if_locked()?;
+            file.ensure_key()?;
             Ok(self.handles.add(&inode, file, options))
         };
         match open() {

@@ -212,6 +212,7 @@ impl Found {
             journal,
             epoch,
             unclean,
+            locked: Default::default(),
         };
         let root = self
             .root
@@ -346,7 +347,8 @@ impl Mounted {
     }
 }
 
-fn volume_context(volume: &Volume) -> KeyContext {
+/// What the volume's own key is bound to.
+pub(super) fn volume_context(volume: &Volume) -> KeyContext {
     KeyContext {
         volume: volume.id,
         file: volume.key_file_id(),
@@ -387,6 +389,14 @@ impl KeySource for ServiceKeys {
         wrapped: &[WrappedKey],
     ) -> std::result::Result<Arc<DataKey>, KeyError> {
         self.service.get(&self.context(file), wrapped)
+    }
+
+    fn renew(
+        &self,
+        file: FileId,
+        wrapped: &[WrappedKey],
+    ) -> std::result::Result<Arc<DataKey>, KeyError> {
+        self.service.renew(&self.context(file), wrapped)
     }
 
     fn is_local(&self) -> bool {

@@ -16,7 +16,9 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{Changes, Entry, Fs, FsError, NewNode, OpenOptions, ReadBuffer};
+use crate::content::ContentError;
+use crate::fs::{Changes, Entry, Fs, FsError, NewNode, OpenOptions, ReadBuffer, WriteKind};
+use crate::keys::audit::caller;
 use crate::sys::creds::Caller;
 
 use super::convert::{TTL, attr, attr_ttl, no_entry, reply_entry};
@@ -132,8 +134,13 @@ impl Filesystem for Adapter {
         self.fs.forget(ino.0, lookups);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let result = self.fs.getattr(ino.0);
+    /// With a handle it is the kernel that wants to know, before it puts a write
+    /// into its cache: the one moment at which a program can still be told that
+    /// there is no key. `fstat(2)` has no handle here.
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        caller::set(req.pid(), req.uid());
+        let usable = fh.map_or(Ok(()), |fh| self.fs.ensure_key(fh.0));
+        let result = usable.and_then(|()| self.fs.getattr(ino.0));
         answer!(self, "getattr", ino, result, reply, |e: Entry| reply
             .attr(&attr_ttl(&e), &attr(&e.attr)));
     }
@@ -156,6 +163,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        caller::set(req.pid(), req.uid());
         let changes = Changes {
             mode,
             uid,
@@ -264,8 +272,15 @@ impl Filesystem for Adapter {
         answer!(self, "link", ino, result, reply, |e| reply_entry(reply, &e));
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        caller::set(req.pid(), req.uid());
         let result = self.fs.open(ino.0, open_options(flags));
+        if let Err(FsError::Content(ContentError::Key(error))) = &result
+            && error.is_refusal()
+        {
+            // What the kernel still has of it, no one may see any more.
+            self.notices.drop_pages(ino.0);
+        }
         answer!(self, "open", ino, result, reply, |handle| reply
             .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
     }
@@ -280,6 +295,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        caller::set(req.pid(), req.uid());
         let new = new_node(req, mode, umask);
         let exclusive = flags & libc_o::EXCL != 0;
         let options = open_options(OpenFlags(flags));
@@ -304,7 +320,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -313,6 +329,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        caller::set(req.pid(), req.uid());
         READ.with_borrow_mut(|buffer| {
             let result = self.fs.read(fh.0, offset, size as usize, buffer);
             answer!(self, "read", ino, result, reply, |range| reply
@@ -322,7 +339,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -332,8 +349,12 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let result = self.fs.write(fh.0, offset, data, kill);
+        let kind = WriteKind {
+            accepted_before: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        caller::set(req.pid(), req.uid());
+        let result = self.fs.write(fh.0, offset, data, kind);
         answer!(self, "write", ino, result, reply, |()| reply
             .written(data.len() as u32));
     }
@@ -527,6 +548,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        caller::set(req.pid(), req.uid());
         let result = self
             .fs
             .fallocate(fh.0, mode as u32, offset, length, privileged(req));
@@ -579,6 +601,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        caller::set(req.pid(), req.uid());
         // The reply has 32 bits for the count.
         let len = len.min(1 << 30);
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));

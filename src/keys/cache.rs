@@ -220,6 +220,11 @@ impl KeyCache {
         shards.map(|shard| shard.lock().entries.len()).sum()
     }
 
+    /// The most keys there may be.
+    pub fn capacity(&self) -> usize {
+        self.limits.entries
+    }
+
     /// Whether no key is in memory.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::crypto::DataKey;
+use crate::keys::audit::{AuditLog, Audited};
 use crate::keys::{KeyContext, KeyError, KeyProvider, WrappedKey};
 use crate::types::KeyLen;
 
@@ -27,6 +28,16 @@ impl KeyRing {
         match problem {
             Some(detail) => Err(KeyError::Configuration { detail, hint: None }),
             None => Ok(Self { providers }),
+        }
+    }
+
+    /// The same recipients, with every release of theirs in `log`.
+    pub fn audited(self, log: &Arc<AuditLog>) -> Self {
+        let audited = |provider| -> Arc<dyn KeyProvider> {
+            Arc::new(Audited::new(provider, Arc::clone(log)))
+        };
+        Self {
+            providers: self.providers.into_iter().map(audited).collect(),
         }
     }
 
@@ -124,7 +135,7 @@ fn rank(error: &KeyError) -> u8 {
         KeyError::Malformed { .. } => 6,
         KeyError::NotFound { .. } => 7,
         KeyError::Configuration { .. } => 8,
-        KeyError::WouldWait => 9,
+        KeyError::Locked | KeyError::WouldWait => 9,
     }
 }
 

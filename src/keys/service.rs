@@ -1,10 +1,12 @@
 //! Data keys as the filesystem uses them: a volume's recipients behind a cache.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::crypto::DataKey;
 use crate::keys::cache::{CacheCounters, CacheLimits, KeyCache};
 use crate::keys::ring::KeyRing;
+use crate::keys::stats::{CacheStats, KeyServiceStats, ProviderStats};
 use crate::keys::{KeyContext, KeyError, WrappedKey};
 use crate::sys::clock::{BootClock, Clock};
 use crate::types::{FileId, KeyLen};
@@ -13,6 +15,7 @@ use crate::types::{FileId, KeyLen};
 pub struct KeyService {
     ring: KeyRing,
     cache: KeyCache,
+    locked: AtomicBool,
 }
 
 impl KeyService {
@@ -26,6 +29,7 @@ impl KeyService {
         Self {
             ring,
             cache: KeyCache::new(limits, clock),
+            locked: AtomicBool::new(false),
         }
     }
 
@@ -40,6 +44,7 @@ impl KeyService {
         context: &KeyContext,
         len: KeyLen,
     ) -> Result<(Arc<DataKey>, Vec<WrappedKey>), KeyError> {
+        self.refuse_if_locked()?;
         let (key, wrapped) = self.ring.generate(context, len)?;
         let key = Arc::new(key);
         self.cache.insert(context, &wrapped, Arc::clone(&key));
@@ -52,8 +57,63 @@ impl KeyService {
         context: &KeyContext,
         wrapped: &[WrappedKey],
     ) -> Result<Arc<DataKey>, KeyError> {
+        self.refuse_if_locked()?;
         self.cache
             .get_or_fetch(context, wrapped, || self.ring.unwrap(context, wrapped))
+    }
+
+    /// A file's data key, from one of its recipients even if it is in memory:
+    /// whether it is still given.
+    pub fn renew(
+        &self,
+        context: &KeyContext,
+        wrapped: &[WrappedKey],
+    ) -> Result<Arc<DataKey>, KeyError> {
+        self.refuse_if_locked()?;
+        let key = Arc::new(self.ring.unwrap(context, wrapped)?);
+        self.cache.insert(context, wrapped, Arc::clone(&key));
+        Ok(key)
+    }
+
+    /// Gives no key any more and forgets all, until this is called with `false`.
+    pub fn set_locked(&self, locked: bool) {
+        self.locked.store(locked, Ordering::SeqCst);
+        if locked {
+            self.drop_all();
+        }
+    }
+
+    fn refuse_if_locked(&self) -> Result<(), KeyError> {
+        match self.locked.load(Ordering::SeqCst) {
+            true => Err(KeyError::Locked),
+            false => Ok(()),
+        }
+    }
+
+    /// What the service has done so far, and how it is.
+    pub fn stats(&self) -> KeyServiceStats {
+        let counters = self.cache.counters();
+        KeyServiceStats {
+            cache: CacheStats {
+                entries: self.cache.len(),
+                capacity: self.cache.capacity(),
+                hits: counters.hits,
+                misses: counters.misses,
+                evictions: counters.evictions,
+            },
+            providers: self.providers(),
+            ..KeyServiceStats::default()
+        }
+    }
+
+    fn providers(&self) -> Vec<ProviderStats> {
+        let local = self.ring.is_local();
+        let stats = |uri: &str| ProviderStats {
+            uri: uri.to_owned(),
+            local,
+            ..ProviderStats::default()
+        };
+        self.ring.uris().map(stats).collect()
     }
 
     /// A file's data key if it is in memory; never asks a provider.

@@ -1,0 +1,27 @@
+//! Who caused what this thread is doing.
+
+use std::cell::Cell;
+
+/// A process and its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Process (thread group) id; 0 where the kernel does not say.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+}
+
+thread_local! {
+    static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
+}
+
+/// What this thread does from now on is done for that process. Threads for
+/// which this was never called work for kmsfs itself.
+pub fn set(pid: u32, uid: u32) {
+    CALLER.set(Some(Caller { pid, uid }));
+}
+
+/// For whom this thread works, if not for kmsfs itself.
+pub fn get() -> Option<Caller> {
+    CALLER.get()
+}
