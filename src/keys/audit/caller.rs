@@ -2,11 +2,11 @@
 
 use std::cell::Cell;
 
-/// A process and its user.
+/// A thread of a program, and its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Process (thread group) id; 0 where the kernel does not say.
-    pub pid: u32,
+    /// Thread id; 0 where the kernel does not say.
+    pub thread: u32,
     /// User id.
     pub uid: u32,
 }
@@ -15,10 +15,10 @@ thread_local! {
     static CALLER: Cell<Option<Caller>> = const { Cell::new(None) };
 }
 
-/// What this thread does from now on is done for that process. Threads for
-/// which this was never called work for kmsfs itself.
-pub fn set(pid: u32, uid: u32) {
-    CALLER.set(Some(Caller { pid, uid }));
+/// What this thread does from now on is done for that one. Threads for which
+/// this was never called work for kmsfs itself.
+pub fn set(thread: u32, uid: u32) {
+    CALLER.set(Some(Caller { thread, uid }));
 }
 
 /// For whom this thread works, if not for kmsfs itself.

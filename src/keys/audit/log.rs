@@ -13,6 +13,7 @@ use crate::crypto::sha256;
 use crate::keys::local::Timestamp;
 use crate::keys::{KeyContext, KeyError};
 use crate::sys::append_log::AppendLog;
+use crate::sys::process::process_of_thread;
 
 use super::{BEGINNING, caller};
 
@@ -126,7 +127,8 @@ impl AuditLog {
             volume: release.context.volume.to_hex(),
             file: release.context.file.to_hex(),
             key: release.key,
-            pid: caller.map(|c| c.pid),
+            // It may have been killed meanwhile.
+            pid: caller.map(|c| process_of_thread(c.thread).unwrap_or(c.thread)),
             uid: caller.map(|c| c.uid),
             request: release.request.clone(),
             previous: HEXLOWER.encode(&state.last),

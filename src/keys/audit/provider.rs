@@ -109,7 +109,7 @@ mod tests {
         let log = Arc::new(AuditLog::open(path.to_str().unwrap()).unwrap());
         let fake = FakeProvider::new("fake:k");
         let audited = Audited::new(fake.clone(), log.clone());
-        caller::set(42, 1000);
+        caller::set(u32::MAX, 1000);
         let (_, wrapped) = audited.generate(&CONTEXT, KeyLen::Bits256).unwrap();
         assert!(audited.unwrap(&context(9), &wrapped).is_err());
         fake.fail(Some(wrong::disabled()));
@@ -125,7 +125,11 @@ mod tests {
             (&lines[0]["event"], &lines[2]["event"]),
             (&"generate".into(), &"unwrap".into())
         );
-        assert!(lines.iter().all(|l| l["pid"] == 42 && l["uid"] == 1000));
+        assert!(
+            lines
+                .iter()
+                .all(|l| l["pid"] == u32::MAX && l["uid"] == 1000)
+        );
         assert_eq!(lines[1]["file"], context(9).file.to_hex());
         assert_eq!(lines[0]["key"], "fake:k");
         let verified = verify(text.as_bytes(), false).unwrap();
