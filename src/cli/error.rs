@@ -74,6 +74,7 @@ impl From<KeyError> for Failure {
             KeyError::Throttled { .. }
             | KeyError::Unavailable { .. }
             | KeyError::Malformed { .. }
+            | KeyError::Locked
             | KeyError::WouldWait => ExitCode::KeyUnavailable,
             KeyError::Configuration { .. } => ExitCode::KeyConfiguration,
         };

@@ -69,6 +69,8 @@ exit_codes! {
     NotMounted = 31, "not-mounted";
     /// The mount is in use.
     Busy = 32, "busy";
+    /// Only the mount's owner and root may do this.
+    NotPermitted = 33, "not-permitted";
     /// The host failed to read or write.
     Io = 40, "io";
     /// A file or the volume is damaged or does not authenticate.

@@ -1,13 +1,18 @@
 //! The command line: arguments, output, exit codes.
 
+mod audit;
+mod control;
 pub mod error;
 pub mod exit;
 mod info;
 mod init;
 mod key;
+mod keys;
+mod lock;
 mod logging;
 mod mount;
 mod passphrase;
+mod status;
 mod umount;
 mod version;
 mod volume_error;
@@ -38,6 +43,11 @@ enum Command {
     Umount(umount::Arguments),
     Info(info::Arguments),
     Key(key::Arguments),
+    Keys(keys::Arguments),
+    Lock(lock::Lock),
+    Unlock(lock::Unlock),
+    Status(status::Arguments),
+    Audit(audit::Arguments),
     Version(version::Arguments),
 }
 
@@ -49,6 +59,11 @@ impl Command {
             Self::Umount(arguments) => umount::run(&arguments),
             Self::Info(arguments) => info::run(&arguments),
             Self::Key(arguments) => key::run(arguments),
+            Self::Keys(arguments) => keys::run(&arguments),
+            Self::Lock(arguments) => lock::lock(&arguments),
+            Self::Unlock(arguments) => lock::unlock(&arguments),
+            Self::Status(arguments) => status::run(&arguments),
+            Self::Audit(arguments) => audit::run(&arguments),
             Self::Version(arguments) => version::run(&arguments),
         }
     }

@@ -9,9 +9,11 @@ use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::cli::control::{Control, ControlTarget};
 use crate::cli::{ExitCode, Failure, PassphraseArguments, logging};
-use crate::fs::{Mounted, OpenError, volume};
+use crate::fs::{LeaseTerms, Mounted, OpenError, volume};
 use crate::fuse::{MountOptions, Session};
+use crate::keys::audit::AuditLog;
 use crate::keys::cache::CacheLimits;
 use crate::keys::service::DEFAULT_DEADLINE;
 use crate::keys::{KeyService, registry};
@@ -68,8 +70,25 @@ pub(super) struct Arguments {
         value_parser = clap::value_parser!(u64).range(1..=300)
     )]
     kms_deadline: u64,
+    /// Seconds for which open files stay usable after that while no key
+    /// provider can be reached
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    outage_grace: u64,
+    /// Write a line for each key that is released, or refused, to FILE, or with
+    /// `journal` to systemd's journal
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<String>,
     #[command(flatten)]
     passphrase: PassphraseArguments,
+}
+
+impl Arguments {
+    fn lease_terms(&self) -> LeaseTerms {
+        LeaseTerms {
+            time_to_live: Duration::from_secs(self.key_ttl),
+            grace: Duration::from_secs(self.outage_grace),
+        }
+    }
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -85,17 +104,24 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     check_mountpoint(&backing, &mountpoint, arguments.nonempty)?;
     // Whatever can be said without the background process is said before it.
     drop(volume::find(&backing)?);
+    let audit = arguments.audit_log.as_deref();
+    let audit = audit.map(|name| open_audit_log(name, [&backing, &mountpoint]));
+    let place = Place {
+        backing,
+        mountpoint,
+        audit: audit.transpose()?,
+    };
     if arguments.foreground {
         logging::to_stderr(arguments.log);
         let ready = &mut Readiness::none();
-        return serve(&arguments, &options, &backing, &mountpoint, ready);
+        return serve(&arguments, &options, &place, ready);
     }
     match daemon::split().map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))? {
         Side::Foreground(0) => Ok(()),
         Side::Foreground(code) => std::process::exit(code.into()),
         Side::Background(mut ready) => {
             logging::to_stderr(arguments.log);
-            let served = serve(&arguments, &options, &backing, &mountpoint, &mut ready);
+            let served = serve(&arguments, &options, &place, &mut ready);
             if let Err(failure) = &served {
                 log::error!("{}", failure.message);
                 ready.failed(failure.code as u8);
@@ -105,19 +131,51 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
+/// What is mounted where, and what was opened before anything else.
+struct Place {
+    backing: PathBuf,
+    mountpoint: PathBuf,
+    audit: Option<Arc<AuditLog>>,
+}
+
+fn open_audit_log(name: &str, elsewhere: [&PathBuf; 2]) -> Result<Arc<AuditLog>, Failure> {
+    if name != "journal" {
+        let path = Path::new(name);
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new(".")).canonicalize();
+        if parent.is_ok_and(|parent| elsewhere.iter().any(|dir| parent.starts_with(dir))) {
+            let message = format!("the audit log {name} lies in the volume");
+            return Err(Failure::new(ExitCode::Overlap, message)
+                .hint("keep it apart from what it watches over"));
+        }
+    }
+    let log = AuditLog::open(name)
+        .map_err(|error| Failure::new(ExitCode::Io, format!("the audit log {name}: {error}")))?;
+    Ok(Arc::new(log))
+}
+
 fn serve(
     arguments: &Arguments,
     options: &MountOptions,
-    backing: &Path,
-    mountpoint: &Path,
+    place: &Place,
     ready: &mut Readiness,
 ) -> Result<(), Failure> {
+    let (backing, mountpoint) = (place.backing.as_path(), place.mountpoint.as_path());
     secret::lock_again();
     process::lock_memory();
     process::raise_descriptor_limit();
-    let mounted = open(arguments, options, backing)?;
+    let mounted = open(arguments, options, place)?;
     let source = backing.display().to_string();
-    let session = Session::mount(mounted, mountpoint, &source, options)?;
+    let terms = arguments.lease_terms();
+    let session = Session::mount(mounted, mountpoint, &source, options, terms)?;
+    let control = Control::start(ControlTarget {
+        keeper: session.keeper(),
+        volume: session.mounted().fs.volume().volume.id,
+        mountpoint: mountpoint.to_owned(),
+        backing: backing.to_owned(),
+        audit: place.audit.clone(),
+        started: Instant::now(),
+    });
     unmount_on_signals(mountpoint.to_owned(), session.mounted())
         .map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))?;
     if !arguments.foreground {
@@ -127,10 +185,13 @@ fn serve(
         logging::to_syslog(arguments.log);
     }
     log::info!("{} is mounted on {}", source, mountpoint.display());
-    Ok(session.run()?)
+    let ended = session.run();
+    control.stop();
+    Ok(ended?)
 }
 
-fn open(arguments: &Arguments, options: &MountOptions, backing: &Path) -> Result<Mounted, Failure> {
+fn open(arguments: &Arguments, options: &MountOptions, place: &Place) -> Result<Mounted, Failure> {
+    let backing = place.backing.as_path();
     let limits = CacheLimits {
         entries: arguments.key_cache,
         time_to_live: Duration::from_secs(arguments.key_ttl),
@@ -139,6 +200,10 @@ fn open(arguments: &Arguments, options: &MountOptions, backing: &Path) -> Result
     let found = volume::find(backing)?;
     refuse_keystore_inside(&found.volume.keys, backing)?;
     let ring = registry::open_ring(&found.volume.keys, &arguments.passphrase.source())?;
+    let ring = match &place.audit {
+        Some(log) => ring.audited(log),
+        None => ring,
+    };
     let deadline = Duration::from_secs(arguments.kms_deadline);
     let keys = KeyService::with(ring, limits, deadline, Arc::new(BootClock));
     let keys = Arc::new(keys);

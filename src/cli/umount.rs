@@ -59,7 +59,7 @@ fn find(path: &Path) -> Result<MountedAt, Failure> {
 
 /// The path without `.`, `..` and symbolic links, but without asking the mount
 /// itself, whose daemon may be dead.
-fn absolute(path: &Path) -> PathBuf {
+pub(super) fn absolute(path: &Path) -> PathBuf {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     match (parent.canonicalize(), path.file_name()) {

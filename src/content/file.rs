@@ -14,6 +14,7 @@ use crate::format::Layout;
 use crate::format::meta::Entry;
 
 use super::identity::Identity;
+use super::lease::{Lease, Withheld};
 use super::pages::Pages;
 use super::{ContentError, Result, VolumeContext};
 
@@ -32,6 +33,8 @@ pub struct EncryptedFile {
     /// Groups of which a crash left entries that fit no block, and that are
     /// still in the backing file.
     pub(super) settled: Mutex<BTreeSet<u64>>,
+    /// What the keeper of keys sees without the lock.
+    pub(super) lease: Lease,
     ciphers: Mutex<[CachedCipher; CIPHERS]>,
 }
 
@@ -65,6 +68,8 @@ pub(super) struct State {
     pub(super) end_clean: bool,
     /// A failure to put pending blocks in place, to be told at the next sync.
     pub(super) deferred: Option<ContentError>,
+    /// Why programs may not use the key at present.
+    pub(super) withheld: Option<Withheld>,
 }
 
 /// Who a file that does not exist yet will be, with its data key. Nothing where
@@ -116,6 +121,7 @@ impl EncryptedFile {
         let journal = volume.journal.as_ref();
         let recorded = journal.is_some_and(|j| j.has_records_from(ino, end));
         let mut identity = None;
+        let lease = Lease::default();
         let mut pages = Pages::default();
         if backing_len == 0 {
             pages.offer_first(&[], size, &volume);
@@ -123,6 +129,9 @@ impl EncryptedFile {
             let mut head = vec![0; volume.layout().head_size()];
             backing.read_at(&mut [IoSliceMut::new(&mut head)], 0)?;
             identity = Identity::open(&volume, &head)?.map(Arc::new);
+            if let Some(identity) = &identity {
+                lease.begin(identity.obtained);
+            }
             let meta = volume.layout().meta_offset(0) as usize;
             pages.offer_first(&head[meta..], size, &volume);
         }
@@ -142,10 +151,12 @@ impl EncryptedFile {
                 revoke_from: recorded.then_some(end),
                 end_clean: backing_len == 0,
                 deferred: None,
+                withheld: None,
             }),
             pages: Mutex::new(pages),
             unsynced: AtomicBool::new(false),
             settled: Mutex::default(),
+            lease,
             ciphers: Mutex::default(),
             volume,
         }))
@@ -186,7 +197,9 @@ impl EncryptedFile {
     /// Makes the file, if it is new, what was got for it.
     pub fn adopt(&self, new: NewIdentity) {
         if let Some(identity) = new.0 {
-            self.state.write().identity.get_or_insert(identity);
+            let mut state = self.state.write();
+            let identity = state.identity.get_or_insert(identity);
+            self.lease.begin(identity.obtained);
         }
     }
 
@@ -262,33 +275,38 @@ impl EncryptedFile {
         }
     }
 
+    /// The identity, made now if the file never had data.
+    pub(super) fn identity_or_new(&self, state: &mut State) -> Result<Arc<Identity>> {
+        if let Some(identity) = &state.identity {
+            return Ok(identity.clone());
+        }
+        let identity = Arc::new(Identity::create(&self.volume)?);
+        self.lease.begin(identity.obtained);
+        state.identity = Some(identity.clone());
+        Ok(identity)
+    }
+
     pub(super) fn layout(&self) -> Layout {
         self.volume.layout()
     }
 
     /// The cipher of `group`, derived or still at hand.
-    pub(super) fn cipher(&self, identity: &Identity, group: u64) -> Arc<BlockCipher> {
+    pub(super) fn cipher(&self, identity: &Identity, group: u64) -> Result<Arc<BlockCipher>> {
         let slot = (group % CIPHERS as u64) as usize;
         if let Some((g, cipher)) = &self.ciphers.lock()[slot]
             && *g == group
         {
-            return cipher.clone();
+            return Ok(cipher.clone());
         }
-        let cipher = Arc::new(identity.key.group_cipher(group));
+        let cipher = Arc::new(identity.key()?.group_cipher(group));
         self.ciphers.lock()[slot] = Some((group, cipher.clone()));
-        cipher
+        Ok(cipher)
     }
-}
 
-impl State {
-    /// The identity, made now if the file never had data.
-    pub(super) fn identity_or_new(&mut self, volume: &VolumeContext) -> Result<Arc<Identity>> {
-        if let Some(identity) = &self.identity {
-            return Ok(identity.clone());
-        }
-        let identity = Arc::new(Identity::create(volume)?);
-        self.identity = Some(identity.clone());
-        Ok(identity)
+    /// Wipes the ciphers at hand. To be called with the file locked, so that
+    /// nobody uses one.
+    pub(super) fn drop_ciphers(&self) {
+        *self.ciphers.lock() = Default::default();
     }
 }
 

@@ -1,5 +1,7 @@
 //! A file's header and the keys that follow from it.
 
+use std::time::Duration;
+
 use crate::crypto::{DataKey, FileKey, Suite, sha256};
 use crate::format::FormatError;
 use crate::format::header::{Header, Recipient};
@@ -11,13 +13,20 @@ use super::{ContentError, Result, VolumeContext};
 /// Who a file is: set once it has its first byte of data.
 pub(super) struct Identity {
     pub(super) header: Header,
-    pub(super) key: FileKey,
+    /// The key, or why it was taken away.
+    pub(super) key: Result<FileKey>,
+    /// When it was had from a provider, as time since boot.
+    pub(super) obtained: Duration,
 }
 
 impl Identity {
     /// A new file's: a fresh id and data key.
     pub(super) fn create(volume: &VolumeContext) -> Result<Self> {
-        let NewKey { file, key, wrapped } = volume.keys.generate()?;
+        let NewKey {
+            file,
+            key: data_key,
+            wrapped,
+        } = volume.keys.generate()?;
         let mut header = Header {
             suite: volume.suite.number(),
             layout: volume.layout(),
@@ -27,10 +36,14 @@ impl Identity {
             commitment: [0; 32],
             recipients: wrapped.into_iter().map(to_recipient).collect(),
         };
-        let key = FileKey::new(volume.suite, file, &key);
+        let key = FileKey::new(volume.suite, file, &data_key);
         header.commitment = key.commitment(&immutable(&header));
         header.encode(sha256)?;
-        Ok(Self { header, key })
+        Ok(Self {
+            header,
+            key: Ok(key),
+            obtained: data_key.obtained(),
+        })
     }
 
     /// An existing file's, from the bytes of its head; `None` if it has none.
@@ -41,11 +54,43 @@ impl Identity {
         if header.volume != volume.volume.id || header.layout != volume.layout() {
             return Err(ContentError::WrongVolume);
         }
-        let suite =
-            Suite::from_number(header.suite).ok_or(FormatError::UnknownSuite(header.suite))?;
-        let key = volume.keys.unwrap(header.file, &wrapped_keys(&header))?;
-        let key = checked_key(suite, &header, &key)?;
-        Ok(Some(Self { header, key }))
+        let data_key = volume.keys.unwrap(header.file, &wrapped_keys(&header))?;
+        Ok(Some(Self {
+            key: Ok(checked_key(&header, &data_key)?),
+            header,
+            obtained: data_key.obtained(),
+        }))
+    }
+
+    /// The same file with a key that was had again.
+    pub(super) fn with_key(&self, data_key: &DataKey) -> Result<Self> {
+        Ok(Self {
+            key: Ok(checked_key(&self.header, data_key)?),
+            header: self.header.clone(),
+            obtained: data_key.obtained(),
+        })
+    }
+
+    /// The same file without its key.
+    pub(super) fn without_key(&self, why: ContentError) -> Self {
+        Self {
+            key: Err(why),
+            header: self.header.clone(),
+            obtained: self.obtained,
+        }
+    }
+
+    /// The file's wrapped keys.
+    pub(super) fn wrapped(&self) -> Vec<WrappedKey> {
+        wrapped_keys(&self.header)
+    }
+
+    /// The key.
+    ///
+    /// # Errors
+    /// Why it was taken away.
+    pub(super) fn key(&self) -> Result<&FileKey> {
+        self.key.as_ref().map_err(Clone::clone)
     }
 
     /// The head's slots as they lie on disk, for a file written from scratch:
@@ -67,7 +112,8 @@ fn wrapped_keys(header: &Header) -> Vec<WrappedKey> {
     header.recipients.iter().map(to_wrapped).collect()
 }
 
-fn checked_key(suite: Suite, header: &Header, key: &DataKey) -> Result<FileKey> {
+fn checked_key(header: &Header, key: &DataKey) -> Result<FileKey> {
+    let suite = Suite::from_number(header.suite).ok_or(FormatError::UnknownSuite(header.suite))?;
     if key.len() != suite.key_len() {
         return Err(ContentError::WrongKey);
     }

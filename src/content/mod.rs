@@ -4,6 +4,7 @@
 pub mod file;
 pub mod identity;
 pub mod journal;
+mod lease;
 mod pages;
 mod read;
 pub mod replay;
@@ -22,6 +23,7 @@ pub use journal::Journal;
 pub use read::ReadBuffer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backing::Errno;
 use crate::crypto::{DataKey, Suite};
@@ -85,6 +87,14 @@ pub trait KeySource: Send + Sync {
     /// Unwraps keys in the background that will probably be asked for.
     fn prefetch(&self, wanted: Vec<(FileId, Vec<WrappedKey>)>);
 
+    /// Unwraps a key again although it may still be in memory: whether the
+    /// providers still give it.
+    fn renew(
+        &self,
+        file: FileId,
+        wrapped: &[WrappedKey],
+    ) -> std::result::Result<Arc<DataKey>, KeyError>;
+
     /// Whether keys are made without waiting for anyone. If not, a writer gets
     /// its key when it opens the file, never while the kernel writes back.
     fn is_local(&self) -> bool;
@@ -104,11 +114,24 @@ pub struct VolumeContext {
     pub epoch: u32,
     /// Epochs that ended without a clean unmount.
     pub unclean: Vec<u32>,
+    /// Programs may use no key until the volume is unlocked.
+    pub locked: AtomicBool,
 }
 
 impl VolumeContext {
     /// The layout of the volume's files.
     pub fn layout(&self) -> Layout {
         self.volume.layout
+    }
+
+    /// Fails while the volume is locked.
+    ///
+    /// # Errors
+    /// `Key(Locked)`.
+    pub fn refuse_if_locked(&self) -> Result<()> {
+        if self.locked.load(Ordering::SeqCst) {
+            return Err(KeyError::Locked.into());
+        }
+        Ok(())
     }
 }

@@ -36,7 +36,7 @@ impl EncryptedFile {
     /// `BadBlock` if any block does not authenticate: part of a read would look
     /// like the end of the file.
     pub fn read(&self, offset: u64, len: usize, buffer: &mut ReadBuffer) -> Result<Range<usize>> {
-        let state = self.state.read();
+        let state = self.usable_for_read()?;
         let end = offset.saturating_add(len as u64).min(state.size);
         if offset >= end {
             return Ok(0..0);
@@ -88,7 +88,7 @@ impl EncryptedFile {
             let identity = state.identity.as_deref().ok_or(ContentError::NoHeader)?;
             let group = layout.group_of(index).0;
             if !matches!(&cipher, Some((g, _)) if *g == group) {
-                cipher = Some((group, self.cipher(identity, group)));
+                cipher = Some((group, self.cipher(identity, group)?));
             }
             let (_, cipher) = cipher.as_ref().expect("set above");
             let entry = match (pending, entry) {
@@ -162,12 +162,12 @@ pub(super) fn seal_block(
     index: u64,
     plain: &[u8],
     out: &mut [u8],
-) -> Entry {
+) -> Result<Entry> {
     let group = file.layout().group_of(index).0;
-    let seal = file.cipher(identity, group).seal(index, plain, out);
-    Entry {
+    let seal = file.cipher(identity, group)?.seal(index, plain, out);
+    Ok(Entry {
         nonce: seal.nonce,
         tag: seal.tag,
         len: plain.len() as u32,
-    }
+    })
 }

@@ -76,7 +76,7 @@ impl EncryptedFile {
         let identity = state.identity.clone().ok_or(ContentError::NoHeader)?;
         let mut plain = zeroize::Zeroizing::new(vec![0; layout.block_size()]);
         self.read_blocks(state, index, &mut plain)?;
-        let sealed = self.sealed(&identity, index, &plain[..len]);
+        let sealed = self.sealed(&identity, index, &plain[..len])?;
         self.journal_blocks(state, &identity, vec![sealed])?;
         if let Some(journal) = &self.volume.journal {
             journal.flush(state.last_record)?;

@@ -50,7 +50,7 @@ impl EncryptedFile {
                     block[read..].fill(0);
                     let empty = |page: &[u8]| page.iter().all(|&b| b == 0);
                     block.chunks(HOST_PAGE).any(empty) && {
-                        let cipher = self.cipher(identity, group);
+                        let cipher = self.cipher(identity, group)?;
                         cipher.open(index, &seal_of(&entry), block).is_err()
                     }
                 }

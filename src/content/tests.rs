@@ -47,6 +47,14 @@ impl KeySource for OpenKeys {
         ))
     }
 
+    fn renew(
+        &self,
+        file: FileId,
+        wrapped: &[WrappedKey],
+    ) -> std::result::Result<Arc<DataKey>, KeyError> {
+        self.unwrap(file, wrapped)
+    }
+
     fn is_local(&self) -> bool {
         true
     }
@@ -113,6 +121,7 @@ impl Disk {
             keys: Box::new(OpenKeys),
             epoch: page.epoch,
             unclean: page.unclean.clone(),
+            locked: AtomicBool::default(),
             journal: Some(Journal::start(journals, page).unwrap()),
         };
         EncryptedFile::open(Arc::new(volume), INO, self.file.clone(), true).unwrap()
@@ -375,6 +384,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             keys: Box::new(OpenKeys),
             epoch: 9,
             unclean: vec![],
+            locked: AtomicBool::default(),
             journal: Some(Journal::start(journals, page).unwrap()),
         };
         let opened = EncryptedFile::open(Arc::new(volume), INO, disk.file.clone(), true);

@@ -11,6 +11,7 @@ use crate::format::meta::MetaPage;
 use super::file::{EncryptedFile, Pending, State};
 use super::identity::Identity;
 use super::journal::BlockRecord;
+use super::lease::Origin;
 use super::read::seal_block;
 use super::{ContentError, Result};
 
@@ -28,6 +29,19 @@ impl EncryptedFile {
     /// # Errors
     /// After an error each block has its old or its new content.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_as(offset, data, Origin::Program)
+    }
+
+    /// Writes what the kernel accepted from a program earlier: this may still
+    /// be written when programs may no longer use the key.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_back(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_as(offset, data, Origin::PageCache)
+    }
+
+    fn write_as(&self, offset: u64, data: &[u8], origin: Origin) -> Result<()> {
         let Some(end) = offset.checked_add(data.len() as u64) else {
             return Err(ContentError::TooLarge);
         };
@@ -42,7 +56,7 @@ impl EncryptedFile {
             journal.wait_for_room()?;
         }
         let pending = {
-            let mut state = self.state.write();
+            let mut state = self.usable_for_write(origin)?;
             self.write_locked(&mut state, offset, data)?;
             state.pending.len() * self.layout().block_size()
         };
@@ -68,7 +82,7 @@ impl EncryptedFile {
         if state.identity.is_none() && state.size > 0 {
             self.empty_all(state)?;
         }
-        let identity = state.identity_or_new(&self.volume)?;
+        let identity = self.identity_or_new(state)?;
         let size = state.size.max(end);
         let layout = self.layout();
         let block = layout.block_size() as u64;
@@ -81,7 +95,7 @@ impl EncryptedFile {
         while index <= last {
             if self.entry(state, index)?.is_some() {
                 let plain = self.merged(state, index, false, size, offset, data)?;
-                overwritten.push(self.sealed(&identity, index, plain.as_ref()));
+                overwritten.push(self.sealed(&identity, index, plain.as_ref())?);
                 index += 1;
                 continue;
             }
@@ -126,14 +140,19 @@ impl EncryptedFile {
         Ok(Plain::Owned(plain))
     }
 
-    pub(super) fn sealed(&self, identity: &Identity, index: u64, plain: &[u8]) -> BlockRecord {
+    pub(super) fn sealed(
+        &self,
+        identity: &Identity,
+        index: u64,
+        plain: &[u8],
+    ) -> Result<BlockRecord> {
         let mut ciphertext = vec![0; plain.len()].into_boxed_slice();
-        let entry = seal_block(self, identity, index, plain, &mut ciphertext);
-        BlockRecord {
+        let entry = seal_block(self, identity, index, plain, &mut ciphertext)?;
+        Ok(BlockRecord {
             index,
             entry,
             ciphertext,
-        }
+        })
     }
 
     /// Hands overwritten blocks to the journal; they are pending from then on.
@@ -210,7 +229,7 @@ impl EncryptedFile {
                 let plain = plain.as_ref();
                 let at_out = out.len();
                 out.resize(at_out + plain.len(), 0);
-                let entry = seal_block(self, identity, index, plain, &mut out[at_out..]);
+                let entry = seal_block(self, identity, index, plain, &mut out[at_out..])?;
                 let (_, _, page) = groups.last_mut().expect("pushed above");
                 Arc::make_mut(page).set(at, Some(entry));
             }

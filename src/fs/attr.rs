@@ -57,6 +57,9 @@ pub struct Attr {
     pub gid: u32,
     /// Device number, in the kernel's 32-bit form.
     pub rdev: u32,
+    /// Programs may not use the file's key at present, and have to be told at
+    /// each write: the kernel asks for the attributes then, unless it has them.
+    pub withheld: bool,
 }
 
 impl FileKind {
@@ -96,6 +99,7 @@ impl Attr {
             uid: stat.stx_uid,
             gid: stat.stx_gid,
             rdev: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
+            withheld: false,
         }
     }
 }

@@ -34,6 +34,7 @@ impl Fs {
         exclusive: bool,
         options: OpenOptions,
     ) -> Result<(Entry, u64)> {
+        self.volume.refuse_if_locked()?;
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         // Before anything is made, as it may have to be waited for.
@@ -59,6 +60,8 @@ impl Fs {
                 EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
             })?;
             file.adopt(identity);
+            self.volume.refuse_if_locked()?;
+            file.ensure_key()?;
             Ok(self.handles.add(&inode, file, options))
         };
         match open() {

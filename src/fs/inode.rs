@@ -271,6 +271,17 @@ impl InodeTable {
         shard.remove(&ino).map(|known| known.inode)
     }
 
+    /// The regular files that the kernel knows, by the numbers users see.
+    pub(super) fn regular_files(&self) -> Vec<u64> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let regular = shard.values().filter(|k| k.inode.kind == FileKind::Regular);
+            found.extend(regular.map(|known| known.inode.ino));
+        }
+        found
+    }
+
     /// Number of inodes known besides the root.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|s| s.lock().len()).sum()
@@ -405,15 +416,20 @@ impl Fs {
     }
 
     pub(super) fn attr_of(&self, inode: &Inode, stat: &dir::Stat) -> Result<Attr> {
+        let mut withheld = false;
         let size = match inode.kind {
             FileKind::Regular => match self.files.get(inode.host_ino) {
-                Some(file) => file.size(),
+                Some(file) => {
+                    withheld = file.is_withheld();
+                    file.size()
+                }
                 None => self.volume.layout().plain_len(stat.stx_size),
             },
             FileKind::Symlink => self.target_len(inode, stat.stx_size)?,
             _ => stat.stx_size,
         };
-        Ok(Attr::new(stat, inode.ino, inode.kind, size))
+        let attr = Attr::new(stat, inode.ino, inode.kind, size);
+        Ok(Attr { withheld, ..attr })
     }
 }
 

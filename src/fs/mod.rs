@@ -5,6 +5,7 @@ pub mod attr;
 mod create;
 mod directory;
 mod inode;
+pub mod keeper;
 mod link;
 mod names;
 mod open;
@@ -26,7 +27,8 @@ pub use attr::{Attr, FileKind, TimeSpec};
 pub use create::NewNode;
 pub use directory::ListedEntry;
 pub use inode::{Entry, ROOT};
-pub use open::OpenOptions;
+pub use keeper::{KeyKeeper, LeaseTerms};
+pub use open::{OpenOptions, WriteKind};
 pub use setattr::{Changes, SetTime};
 pub use volume::{InitOptions, Mounted, OpenError};
 

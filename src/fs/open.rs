@@ -27,6 +27,15 @@ pub struct OpenOptions {
     pub truncate: bool,
 }
 
+/// What kind of write it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteKind {
+    /// The kernel writes back what a program was told to be written.
+    pub accepted_before: bool,
+    /// The write takes away suid and sgid bits.
+    pub kill_privileges: bool,
+}
+
 /// The files that are open, by inode number of the backing file.
 pub(super) struct OpenFiles(Vec<Mutex<Shard>>);
 
@@ -95,6 +104,20 @@ impl OpenFiles {
     pub(super) fn get(&self, host_ino: u64) -> Option<Arc<EncryptedFile>> {
         let slot = self.shard(host_ino).lock().slots.get(&host_ino)?.clone();
         slot.get()
+    }
+
+    /// The open files of which `wanted` says so, in no order.
+    pub(super) fn select(
+        &self,
+        wanted: impl Fn(&EncryptedFile) -> bool,
+    ) -> Vec<Arc<EncryptedFile>> {
+        let mut found = Vec::new();
+        for shard in &self.0 {
+            let shard = shard.lock();
+            let files = shard.slots.values().filter_map(|slot| slot.get());
+            found.extend(files.filter(|file| wanted(file)));
+        }
+        found
     }
 
     /// The open file, or the one that `open` gives. `open` may wait for a key;
@@ -207,6 +230,9 @@ impl Fs {
         if inode.kind != FileKind::Regular {
             return Err(FsError::Invalid);
         }
+        if write {
+            self.volume.refuse_if_locked()?;
+        }
         let file = self.files.get_or_open(inode.host_ino, || {
             // Writable if possible at all: the kernel writes back through any
             // handle, and reads what it needs to complete a page.
@@ -229,7 +255,22 @@ impl Fs {
             }
             file.prepare_write()?;
         }
+        // Who locks the volume either finds the file among the open ones, or
+        // has locked before this.
+        if file.key_obtained().is_some() {
+            self.volume.refuse_if_locked()?;
+        }
+        file.ensure_key()?;
         Ok(file)
+    }
+
+    /// Sees to it that the key of an open file may be used: what the kernel
+    /// does on its own would otherwise look well until it is written back.
+    ///
+    /// # Errors
+    /// `Stale`, those of the key provider.
+    pub fn ensure_key(&self, handle: u64) -> Result<()> {
+        Ok(self.handles.get(handle)?.file.ensure_key()?)
     }
 
     /// Reads from an open file: see [`EncryptedFile::read`].
@@ -246,21 +287,18 @@ impl Fs {
         Ok(self.handles.get(handle)?.file.read(offset, len, buffer)?)
     }
 
-    /// Writes to an open file. `kill_privileges` says that the caller's write
-    /// takes away suid and sgid bits.
+    /// Writes to an open file.
     ///
     /// # Errors
     /// `Stale`, those of the content and of the host.
-    pub fn write(
-        &self,
-        handle: u64,
-        offset: u64,
-        data: &[u8],
-        kill_privileges: bool,
-    ) -> Result<()> {
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], kind: WriteKind) -> Result<()> {
         let handle = self.handles.get(handle)?;
-        handle.file.write(offset, data)?;
-        if kill_privileges {
+        if kind.accepted_before {
+            handle.file.write_back(offset, data)?;
+        } else {
+            handle.file.write(offset, data)?;
+        }
+        if kind.kill_privileges {
             strip_privileges(&handle.inode)?;
         }
         if handle.capabilities.swap(false, Ordering::Relaxed) {

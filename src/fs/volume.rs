@@ -212,6 +212,7 @@ impl Found {
             journal,
             epoch,
             unclean,
+            locked: Default::default(),
         };
         let root = self
             .root
@@ -345,7 +346,8 @@ impl Mounted {
     }
 }
 
-fn volume_context(volume: &Volume) -> KeyContext {
+/// What the volume's own key is bound to.
+pub(super) fn volume_context(volume: &Volume) -> KeyContext {
     KeyContext {
         volume: volume.id,
         file: volume.key_file_id(),
@@ -389,6 +391,14 @@ impl KeySource for ServiceKeys {
         let with_context = |(file, wrapped)| (self.context(file), wrapped);
         let wanted = wanted.into_iter().map(with_context).collect();
         self.service.prefetch(wanted);
+    }
+
+    fn renew(
+        &self,
+        file: FileId,
+        wrapped: &[WrappedKey],
+    ) -> std::result::Result<Arc<DataKey>, KeyError> {
+        self.service.refresh(&self.context(file), wrapped)
     }
 
     fn is_local(&self) -> bool {

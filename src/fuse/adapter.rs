@@ -16,7 +16,9 @@ use fuser::{
     WriteFlags,
 };
 
-use crate::fs::{Changes, Entry, Fs, FsError, ReadBuffer};
+use crate::content::ContentError;
+use crate::fs::{Changes, Entry, Fs, FsError, ReadBuffer, WriteKind};
+use crate::keys::audit::caller;
 
 use super::convert::{
     TTL, attr, attr_ttl, libc_o, new_node, no_entry, open_options, privileged, reply_entry,
@@ -100,10 +102,20 @@ impl Filesystem for Adapter {
         self.served.fs.forget(ino.0, lookups);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let result = self.served.fs.getattr(ino.0);
-        answer!("getattr", ino, result, reply, |e: Entry| reply
-            .attr(&attr_ttl(&e), &attr(&e.attr)));
+    /// With a handle it is the kernel that wants to know, before it puts a write
+    /// into its cache: the one moment at which a program can still be told that
+    /// there is no key. `fstat(2)` has no handle here.
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        caller::set(req.pid(), req.uid());
+        let work = move |fs: &Arc<Fs>| {
+            let usable = fh.map_or(Ok(()), |fh| fs.ensure_key(fh.0));
+            usable.and_then(|()| fs.getattr(ino.0))
+        };
+        let finish = move |result| {
+            answer!("getattr", ino, result, reply, |e: Entry| reply
+                .attr(&attr_ttl(&e), &attr(&e.attr)));
+        };
+        self.served.serve(work, || work, finish);
     }
 
     fn setattr(
@@ -124,6 +136,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        caller::set(req.pid(), req.uid());
         let changes = Changes {
             mode,
             uid,
@@ -237,17 +250,22 @@ impl Filesystem for Adapter {
         answer!("link", ino, result, reply, |e| reply_entry(reply, &e));
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        caller::set(req.pid(), req.uid());
         let options = open_options(flags);
+        let notices = self.notices.clone();
         let work = move |fs: &Arc<Fs>| fs.open(ino.0, options);
-        self.served.serve(
-            work,
-            || work,
-            move |result| {
-                answer!("open", ino, result, reply, |handle| reply
-                    .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
-            },
-        );
+        let finish = move |result| {
+            if let Err(FsError::Content(ContentError::Key(error))) = &result
+                && error.is_refusal()
+            {
+                // What the kernel still has of it, no one may see any more.
+                notices.drop_pages(ino.0);
+            }
+            answer!("open", ino, result, reply, |handle| reply
+                .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
+        };
+        self.served.serve(work, || work, finish);
     }
 
     fn create(
@@ -260,6 +278,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        caller::set(req.pid(), req.uid());
         let new = new_node(req, mode, umask);
         let exclusive = flags & libc_o::EXCL != 0;
         let options = open_options(OpenFlags(flags));
@@ -288,7 +307,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -297,16 +316,26 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        caller::set(req.pid(), req.uid());
+        let size = size as usize;
         READ.with_borrow_mut(|buffer| {
-            let result = self.served.fs.read(fh.0, offset, size as usize, buffer);
-            answer!("read", ino, result, reply, |range| reply
-                .data(buffer.slice(range)));
+            let read = |fs: &Arc<Fs>| fs.read(fh.0, offset, size, buffer);
+            match self.served.at_once(read) {
+                Err(error) if error.would_wait() => self.served.later(move |fs| {
+                    let mut buffer = ReadBuffer::default();
+                    let result = fs.read(fh.0, offset, size, &mut buffer);
+                    answer!("read", ino, result, reply, |range| reply
+                        .data(buffer.slice(range)));
+                }),
+                result => answer!("read", ino, result, reply, |range| reply
+                    .data(buffer.slice(range))),
+            }
         });
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -316,13 +345,17 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kind = WriteKind {
+            accepted_before: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        caller::set(req.pid(), req.uid());
         let len = data.len() as u32;
         let again = || {
             let data = data.to_owned();
-            move |fs: &Arc<Fs>| fs.write(fh.0, offset, &data, kill)
+            move |fs: &Arc<Fs>| fs.write(fh.0, offset, &data, kind)
         };
-        let work = |fs: &Arc<Fs>| fs.write(fh.0, offset, data, kill);
+        let work = |fs: &Arc<Fs>| fs.write(fh.0, offset, data, kind);
         self.served.serve(work, again, move |result| {
             answer!("write", ino, result, reply, |()| reply.written(len));
         });
@@ -502,11 +535,16 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let result = self
-            .served
-            .fs
-            .fallocate(fh.0, mode as u32, offset, length, privileged(req));
-        answer!("fallocate", ino, result, reply, |()| reply.ok());
+        caller::set(req.pid(), req.uid());
+        let privileged = privileged(req);
+        let work = move |fs: &Arc<Fs>| fs.fallocate(fh.0, mode as u32, offset, length, privileged);
+        self.served.serve(
+            work,
+            || work,
+            move |result| {
+                answer!("fallocate", ino, result, reply, |()| reply.ok());
+            },
+        );
     }
 
     fn lseek(
@@ -555,11 +593,19 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        caller::set(req.pid(), req.uid());
         // The reply has 32 bits for the count.
         let len = len.min(1 << 30);
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-        let result = self.served.fs.copy_range(from, to, len, privileged(req));
-        answer!("copy_file_range", ino_in, result, reply, |n| reply
-            .written(n as u32));
+        let privileged = privileged(req);
+        let work = move |fs: &Arc<Fs>| fs.copy_range(from, to, len, privileged);
+        self.served.serve(
+            work,
+            || work,
+            move |result| {
+                answer!("copy_file_range", ino_in, result, reply, |n| reply
+                    .written(n as u32));
+            },
+        );
     }
 }

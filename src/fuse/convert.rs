@@ -67,6 +67,7 @@ pub(super) fn no_entry() -> FileAttr {
             uid: 0,
             gid: 0,
             rdev: 0,
+            withheld: false,
         })
     }
 }
@@ -78,9 +79,23 @@ pub(super) fn reply_entry(reply: ReplyEntry, entry: &Entry) {
 }
 
 /// How long the kernel may keep attributes. It does not count the blocks of a
-/// file that is being written.
+/// file that is being written, and has to ask at each write where the key is
+/// withheld.
 pub(super) fn attr_ttl(entry: &Entry) -> Duration {
-    if entry.busy { BUSY_TTL } else { TTL }
+    match (entry.attr.withheld, entry.busy) {
+        (true, _) => Duration::ZERO,
+        (false, true) => BUSY_TTL,
+        (false, false) => TTL,
+    }
+}
+
+/// The same for entries of a listing, which have one time for name and
+/// attributes.
+pub(super) fn listed_ttl(entry: &Entry) -> Duration {
+    match entry.attr.withheld {
+        true => Duration::ZERO,
+        false => TTL,
+    }
 }
 
 /// What a new node is to be.

@@ -51,7 +51,7 @@ fn format(error: &FormatError) -> Errno {
 
 fn key(error: &KeyError) -> Errno {
     match error {
-        KeyError::NotFound { .. } => host(HostErrno::NOKEY),
+        KeyError::NotFound { .. } | KeyError::Locked => host(HostErrno::NOKEY),
         KeyError::Disabled { .. } => host(HostErrno::KEYREVOKED),
         KeyError::Expired { .. } => host(HostErrno::KEYEXPIRED),
         KeyError::Denied { .. } | KeyError::Configuration { .. } => Errno::EACCES,
@@ -134,6 +134,7 @@ mod tests {
                 format(FormatError::UnknownSuite(9)),
             ),
             ("KeyError::NotFound", key!(NotFound)),
+            ("KeyError::Locked", keys(KeyError::Locked)),
             ("KeyError::Disabled", key!(Disabled)),
             ("KeyError::Expired", key!(Expired)),
             ("KeyError::Denied", key!(Denied)),

@@ -7,7 +7,7 @@ use fuser::{FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use crate::fs::{Fs, Result};
 
-use super::convert::{TTL, attr, kind, no_entry};
+use super::convert::{TTL, attr, kind, listed_ttl, no_entry};
 
 /// Adds entries from `offset` on until the reply is full.
 pub(super) fn fill(fs: &Fs, ino: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
@@ -42,7 +42,7 @@ pub(super) fn fill_plus(
             INodeNo(entry.attr.ino),
             listed.next,
             name,
-            &TTL,
+            &listed_ttl(&entry),
             &attr(&entry.attr),
             Generation(entry.generation),
         );

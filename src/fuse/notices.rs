@@ -55,11 +55,26 @@ impl Notices {
     /// Makes the kernel write back and drop what it holds of a file from
     /// `offset` on, then calls `then`.
     pub(super) fn write_back(&self, ino: u64, offset: u64, then: impl FnOnce() + Send + 'static) {
-        let notice = Notice {
+        self.send(Notice {
             ino,
             offset: offset as i64,
             then: Box::new(then),
-        };
+        });
+    }
+
+    /// Makes the kernel write back and drop what it holds of a file, soon.
+    pub(super) fn drop_pages(&self, ino: u64) {
+        self.write_back(ino, 0, || {});
+    }
+
+    /// The same, and waits for it. Not for a thread that serves requests.
+    pub(super) fn drop_pages_now(&self, ino: u64) {
+        if let Some(notifier) = self.direct.get() {
+            let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+        }
+    }
+
+    fn send(&self, notice: Notice) {
         match self.thread.get() {
             Some(sender) => {
                 if let Err(unsent) = sender.send(notice) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fuser::{Config, SessionACL};
 
-use crate::fs::{Mounted, OpenError};
+use crate::fs::{KeyKeeper, LeaseTerms, Mounted, OpenError};
 use crate::sys::mount::{self, FuseMount};
 
 use super::MountOptions;
@@ -44,6 +44,7 @@ pub struct Session {
     mounted: Arc<Mounted>,
     session: fuser::Session<Adapter>,
     mountpoint: PathBuf,
+    keeper: Arc<KeyKeeper>,
 }
 
 impl Session {
@@ -57,6 +58,7 @@ impl Session {
         mountpoint: &Path,
         source: &str,
         options: &MountOptions,
+        terms: LeaseTerms,
     ) -> Result<Self, SessionError> {
         let mut flags = vec![if options.read_only { "ro" } else { "rw" }];
         for (on, flag) in [
@@ -100,12 +102,21 @@ impl Session {
             })
             .map_err(SessionError::Connection)?;
         notices.start(session.notifier());
+        let drop_pages = Box::new(move |ino| notices.drop_pages_now(ino));
+        let (fs, keys) = (mounted.fs.clone(), mounted.keys.clone());
+        let keeper = KeyKeeper::new(fs, keys, terms, drop_pages);
         mount::tune(mountpoint);
         Ok(Self {
             mounted,
             session,
             mountpoint: mountpoint.to_owned(),
+            keeper,
         })
+    }
+
+    /// The keeper of the keys that open files use.
+    pub fn keeper(&self) -> Arc<KeyKeeper> {
+        self.keeper.clone()
     }
 
     /// What is mounted.
@@ -132,11 +143,22 @@ impl Session {
                 }
             })
         };
+        let keeping = {
+            let (keeper, ended) = (self.keeper.clone(), ended.clone());
+            thread::spawn(move || {
+                while !ended.load(Ordering::Acquire) {
+                    keeper.tick();
+                    thread::park_timeout(keeper.terms().interval());
+                }
+            })
+        };
         let served = self.session.run().map_err(SessionError::Connection);
         ended.store(true, Ordering::Release);
         if let Some(journal) = &self.mounted.fs.volume().journal {
             journal.wake();
         }
+        keeping.thread().unpark();
+        let _ = keeping.join();
         let _ = ticker.join();
         let closed = self.mounted.close().map_err(SessionError::Close);
         log::info!("{}: unmounted", self.mountpoint.display());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::fs::{Fs, Result};
+use crate::keys::audit::caller;
 use crate::keys::patience::{self, Priority};
 use crate::sys::workers::Workers;
 
@@ -51,15 +52,35 @@ impl Served {
         F: FnOnce(Result<T>) + Send + 'static,
         W: FnOnce(&Arc<Fs>) -> Result<T> + Send + 'static,
     {
-        let Some(waiting) = &self.waiting else {
-            return finish(work(&self.fs));
-        };
-        match patience::none(|| work(&self.fs)) {
+        match self.at_once(work) {
             Err(error) if error.would_wait() => {
-                let (fs, again) = (self.fs.clone(), again());
-                waiting.run(move || finish(again(&fs)));
+                let again = again();
+                self.later(move |fs| finish(again(fs)));
             }
             result => finish(result),
+        }
+    }
+
+    /// Does `work` on this thread, which fails where it would wait for a key.
+    pub(super) fn at_once<T>(&self, work: impl FnOnce(&Arc<Fs>) -> Result<T>) -> Result<T> {
+        match self.waiting {
+            Some(_) => patience::none(|| work(&self.fs)),
+            None => work(&self.fs),
+        }
+    }
+
+    /// Does `work`, for the same caller, on a thread that may wait.
+    pub(super) fn later(&self, work: impl FnOnce(&Arc<Fs>) + Send + 'static) {
+        let fs = self.fs.clone();
+        match &self.waiting {
+            Some(waiting) => {
+                let caller = caller::get();
+                waiting.run(move || {
+                    caller::adopt(caller);
+                    work(&fs);
+                });
+            }
+            None => work(&fs),
         }
     }
 }

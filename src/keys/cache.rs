@@ -215,11 +215,6 @@ impl KeyCache {
         self.peek(&shard, context.file, fingerprint)
     }
 
-    /// The most keys there may be.
-    pub fn capacity(&self) -> usize {
-        self.limits.entries
-    }
-
     /// Keeps a key that a provider gave just now.
     pub fn insert(&self, context: &KeyContext, wrapped: &[WrappedKey], key: Arc<DataKey>) {
         self.insert_older(context, wrapped, key, self.clock.now());
@@ -279,6 +274,11 @@ impl KeyCache {
     pub fn len(&self) -> usize {
         let shards = self.shards.iter();
         shards.map(|shard| shard.lock().entries.len()).sum()
+    }
+
+    /// The most keys there may be.
+    pub fn capacity(&self) -> usize {
+        self.limits.entries
     }
 
     /// Whether no key is in memory.

@@ -81,6 +81,9 @@ pub enum KeyError {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// The volume is locked: no key is given until it is unlocked.
+    #[error("the volume is locked")]
+    Locked,
     /// The key is not in memory, and this thread may not wait for it. Never
     /// reaches a program: what needed the key is done again on a thread that may.
     #[error("the key is not in memory")]
@@ -88,6 +91,36 @@ pub enum KeyError {
 }
 
 impl KeyError {
+    /// The error's class in a word, for logs that programs read.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not-found",
+            Self::Disabled { .. } => "disabled",
+            Self::Expired { .. } => "expired",
+            Self::Denied { .. } => "denied",
+            Self::Rejected { .. } => "rejected",
+            Self::Throttled { .. } => "throttled",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Malformed { .. } => "malformed",
+            Self::Configuration { .. } => "configuration",
+            Self::Locked => "locked",
+            Self::WouldWait => "would-wait",
+        }
+    }
+
+    /// Whether a provider has decided that this key is not to be had, rather
+    /// than failed to say.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. }
+                | Self::Disabled { .. }
+                | Self::Expired { .. }
+                | Self::Denied { .. }
+                | Self::Rejected { .. }
+        )
+    }
+
     /// Whether the same call may succeed a moment later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unavailable { .. })

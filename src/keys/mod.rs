@@ -1,5 +1,6 @@
 //! Where data keys come from: providers, and the cache in front of them.
 
+pub mod audit;
 pub mod cache;
 pub mod check;
 pub mod error;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::crypto::DataKey;
+use crate::keys::audit::{AuditLog, Audited};
 use crate::keys::{KeyContext, KeyError, KeyProvider, WrappedKey};
 use crate::types::KeyLen;
 
@@ -37,6 +38,11 @@ impl KeyRing {
     ) -> Self {
         let providers = self.providers.into_iter().map(wrap).collect();
         Self { providers }
+    }
+
+    /// The same recipients, with every release of theirs in `log`.
+    pub fn audited(self, log: &Arc<AuditLog>) -> Self {
+        self.map(|provider| Arc::new(Audited::new(provider, Arc::clone(log))))
     }
 
     /// The providers' URIs, in order.
@@ -134,7 +140,7 @@ fn rank(error: &KeyError) -> u8 {
         KeyError::Malformed { .. } => 6,
         KeyError::NotFound { .. } => 7,
         KeyError::Configuration { .. } => 8,
-        KeyError::WouldWait => 9,
+        KeyError::Locked | KeyError::WouldWait => 9,
     }
 }
 

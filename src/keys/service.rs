@@ -14,6 +14,7 @@ mod pool;
 mod refusals;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::crypto::DataKey;
@@ -52,6 +53,7 @@ pub struct KeyService {
     pool: Arc<Pool>,
     ahead: Arc<Ahead>,
     workers: Arc<Workers>,
+    locked: AtomicBool,
 }
 
 impl KeyService {
@@ -98,6 +100,7 @@ impl KeyService {
             clock,
             cache,
             workers,
+            locked: AtomicBool::new(false),
         }
     }
 
@@ -122,6 +125,7 @@ impl KeyService {
     /// Those of the recipients; `WouldWait` if no key was made ahead and this
     /// thread may not wait.
     pub fn generate(&self, volume: VolumeId, len: KeyLen) -> Result<NewKey, KeyError> {
+        self.refuse_if_locked()?;
         let (made, new) = match self.made_ahead(volume, len) {
             Some(ready) => ready,
             None => (self.clock.now(), self.make(volume, len)?),
@@ -167,6 +171,7 @@ impl KeyService {
         context: &KeyContext,
         wrapped: &[WrappedKey],
     ) -> Result<Arc<DataKey>, KeyError> {
+        self.refuse_if_locked()?;
         if !self.local {
             if let Some(key) = self.cache.get(context, wrapped) {
                 return Ok(key);
@@ -212,6 +217,21 @@ impl KeyService {
         key
     }
 
+    /// Gives no key any more and forgets all, until this is called with `false`.
+    pub fn set_locked(&self, locked: bool) {
+        self.locked.store(locked, Ordering::SeqCst);
+        if locked {
+            self.drop_all();
+        }
+    }
+
+    fn refuse_if_locked(&self) -> Result<(), KeyError> {
+        match self.locked.load(Ordering::SeqCst) {
+            true => Err(KeyError::Locked),
+            false => Ok(()),
+        }
+    }
+
     /// A file's data key if it is in memory; never asks a provider.
     pub fn cached(&self, context: &KeyContext, wrapped: &[WrappedKey]) -> Option<Arc<DataKey>> {
         self.cache.get(context, wrapped)
@@ -228,6 +248,7 @@ impl KeyService {
         context: &KeyContext,
         wrapped: &[WrappedKey],
     ) -> Result<Arc<DataKey>, KeyError> {
+        self.refuse_if_locked()?;
         let deadline = patience::deadline(self.deadline);
         let begun = self.clock.now();
         match self.ask(context, wrapped, deadline, Priority::Maintenance) {
@@ -249,7 +270,7 @@ impl KeyService {
     /// Unwraps keys that will probably be asked for, in the background and
     /// after everything more urgent.
     pub fn prefetch(&self, wanted: Vec<Wanted>) {
-        if !self.local {
+        if !self.local && self.refuse_if_locked().is_ok() {
             self.ahead.want(wanted);
         }
     }

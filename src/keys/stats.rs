@@ -148,7 +148,7 @@ impl ErrorCounts {
             KeyError::Denied { .. } => 3,
             KeyError::Rejected { .. } => 4,
             KeyError::Throttled { .. } => 5,
-            KeyError::Unavailable { .. } | KeyError::WouldWait => 6,
+            KeyError::Unavailable { .. } | KeyError::Locked | KeyError::WouldWait => 6,
             KeyError::Malformed { .. } => 7,
             KeyError::Configuration { .. } => 8,
         }

@@ -1,8 +1,10 @@
 //! What the process asks of its host: locked memory, credentials, mounting,
 //! limits. With `backing`, the only module that may contain `unsafe`.
 
+pub mod append_log;
 pub(crate) mod calendar;
 pub mod clock;
+pub mod control_socket;
 pub mod creds;
 pub mod daemon;
 pub mod durable;

@@ -171,6 +171,8 @@ pub struct MountedAt {
     pub source: String,
     /// Device number, as `major:minor`.
     pub device: String,
+    /// The user who mounted it.
+    pub owner: u32,
 }
 
 /// The kmsfs mounts that this process sees, the topmost last.
@@ -194,6 +196,8 @@ fn parse_mountinfo(line: &[u8]) -> Option<MountedAt> {
     if *kind != format!("fuse.{TYPE}").as_bytes() {
         return None;
     }
+    let options = String::from_utf8_lossy(fields.last()?);
+    let owner = options.split(',').find_map(|o| o.strip_prefix("user_id="));
     let mountpoint = unescape(fields.get(4)?);
     Some(MountedAt {
         mountpoint: PathBuf::from(
@@ -201,6 +205,7 @@ fn parse_mountinfo(line: &[u8]) -> Option<MountedAt> {
         ),
         source: String::from_utf8_lossy(&unescape(source)).into_owned(),
         device: String::from_utf8_lossy(fields.get(2)?).into_owned(),
+        owner: owner.and_then(|uid| uid.parse().ok()).unwrap_or(0),
     })
 }
 
@@ -250,13 +255,14 @@ mod tests {
     #[test]
     fn mountinfo_lines_are_understood() {
         let line =
-            b"97 26 0:45 / /mnt/my\\040files rw,nosuid - fuse.kmsfs /srv/backing rw,user_id=0";
+            b"97 26 0:45 / /mnt/my\\040files rw,nosuid - fuse.kmsfs /srv/backing rw,user_id=7,group_id=8";
         assert_eq!(
             parse_mountinfo(line),
             Some(MountedAt {
                 mountpoint: "/mnt/my files".into(),
                 source: "/srv/backing".into(),
                 device: "0:45".into(),
+                owner: 7,
             })
         );
         let other = b"26 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw";

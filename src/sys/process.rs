@@ -19,6 +19,13 @@ pub fn effective_user() -> u32 {
     geteuid().as_raw()
 }
 
+/// The process that a thread belongs to, while it lives.
+pub fn process_of_thread(thread: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    line?.trim().parse().ok()
+}
+
 /// Forbids core dumps of, and tracing into, this process. Every command that
 /// may see a key calls it first.
 pub fn forbid_dumps() {
@@ -116,6 +123,16 @@ fn system_descriptor_limit() -> u64 {
 mod tests {
     use super::*;
     use rustix::process::dumpable_behavior;
+
+    #[test]
+    fn threads_belong_to_their_process() {
+        let thread = std::thread::spawn(|| {
+            let own = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+            process_of_thread(own)
+        });
+        assert_eq!(thread.join().unwrap(), Some(std::process::id()));
+        assert_eq!(process_of_thread(u32::MAX), None);
+    }
 
     #[test]
     fn no_dumps_afterwards() {

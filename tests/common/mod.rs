@@ -42,6 +42,10 @@ pub struct Options {
     pub init: Vec<String>,
     /// Where the backing directory goes, if not among the temporary files.
     pub backing: Option<PathBuf>,
+    /// Further arguments of `kmsfs mount`.
+    pub arguments: Vec<String>,
+    /// Further variables in the environment of the commands.
+    pub environment: Vec<(String, String)>,
     /// The daemon's RLIMIT_NOFILE.
     pub descriptors: Option<u64>,
     /// The daemon is killed (and the test fails) after this long.
@@ -186,7 +190,8 @@ impl Mount {
                 options,
             };
         }
-        let volume = Volume::bare(options.backing.clone());
+        let mut volume = Volume::bare(options.backing.clone());
+        volume.set_environment(options.environment.clone());
         volume.init(&options.init);
         Mount::of(volume, options)
     }
@@ -284,6 +289,7 @@ impl Mount {
         if !listed.is_empty() {
             command.args(["-o", &listed]);
         }
+        command.args(&options.arguments);
         command.arg(volume.backing()).arg(volume.point());
         command.stdout(Stdio::null()).stderr(log);
         if let Some(count) = options.descriptors {

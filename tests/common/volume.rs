@@ -18,6 +18,7 @@ pub struct Volume {
     backing: PathBuf,
     point: PathBuf,
     user: Option<u32>,
+    environment: Vec<(String, String)>,
 }
 
 impl Volume {
@@ -34,6 +35,7 @@ impl Volume {
             backing,
             point,
             user: None,
+            environment: Vec::new(),
         }
     }
 
@@ -42,6 +44,11 @@ impl Volume {
         let volume = Volume::bare(None);
         volume.init(&[]);
         volume
+    }
+
+    /// Sets variables for all commands from now on.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
     }
 
     /// Gives everything to a user, who then runs the commands.
@@ -97,7 +104,9 @@ impl Volume {
             .env("KMSFS_KEYSTORE", self.root.path().join("keystore"))
             .env("HOME", self.root.path().join("home"))
             .env("XDG_DATA_HOME", self.root.path().join("home"))
+            .env("KMSFS_RUNTIME_DIR", self.root.path().join("run"))
             .env("RUST_BACKTRACE", "1")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null());
         if let Some(uid) = self.user {
             command.uid(uid).gid(uid);

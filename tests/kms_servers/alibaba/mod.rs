@@ -53,8 +53,17 @@ pub struct World {
     pub lacking: HashSet<&'static str>,
     /// The last call that was let in: its operation and its query and body.
     pub last_call: (String, String),
+    /// The data keys that the OpenAPI gave out, each with its context.
+    pub released: Mutex<Vec<Released>>,
     nonces: HashSet<String>,
     issued: usize,
+}
+
+/// A data key that was given out.
+pub struct Released {
+    /// `EncryptionContext`, as it came.
+    pub context: String,
+    pub key: Vec<u8>,
 }
 
 pub struct AccessKey {
@@ -86,6 +95,7 @@ impl Server {
             trouble: Trouble::default(),
             lacking: HashSet::new(),
             last_call: Default::default(),
+            released: Mutex::default(),
             nonces: HashSet::new(),
             issued: 0,
         };
@@ -301,6 +311,14 @@ impl World {
                 .position(|v| v.id.as_bytes() == version)?;
             Some((id.as_str(), index))
         })
+    }
+
+    /// Remembers a data key that is given out.
+    fn release(&self, context: Option<&String>, key: &[u8]) {
+        self.released.lock().unwrap().push(Released {
+            context: context.cloned().unwrap_or_default(),
+            key: key.to_vec(),
+        });
     }
 
     /// Whether a nonce was not seen before.

@@ -147,6 +147,7 @@ fn generate(world: &World, parameters: &Parameters) -> Result<Value, Refusal> {
         &context(parameters, "EncryptionContext")?,
     );
     answer["Plaintext"] = plaintext.into();
+    world.release(parameters.get("EncryptionContext"), &bytes);
     Ok(answer)
 }
 
@@ -184,6 +185,8 @@ fn open(world: &World, blob: &str, aad: &[u8]) -> Result<(String, String, String
 fn decrypt(world: &World, parameters: &Parameters) -> Result<Value, Refusal> {
     let aad = context(parameters, "EncryptionContext")?;
     let (id, version, plaintext) = open(world, needed(parameters, "CiphertextBlob")?, &aad)?;
+    let bytes = BASE64.decode(plaintext.as_bytes()).unwrap_or_default();
+    world.release(parameters.get("EncryptionContext"), &bytes);
     Ok(json!({ "KeyId": id, "KeyVersionId": version, "Plaintext": plaintext }))
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::keys::KeyError;
+use crate::keys::audit::request;
 use crate::keys::kms::http::Response;
 
 const LONGEST_MESSAGE: usize = 200;
@@ -104,6 +105,7 @@ impl Fault {
 
     /// The refusal as the provider of `key` reports it.
     pub(super) fn about(self, key: &str, asked: Asked) -> KeyError {
+        request::note(&self.request_id);
         let detail = self.detail(asked);
         let key = key.to_owned();
         match self.class(asked) {
@@ -221,6 +223,7 @@ mod tests {
             KeyError::Unavailable { .. } => "unavailable",
             KeyError::Malformed { .. } => "malformed",
             KeyError::Configuration { .. } => "configuration",
+            KeyError::Locked | KeyError::WouldWait => unreachable!("no service says so"),
         }
     }
 

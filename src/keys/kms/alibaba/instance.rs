@@ -19,6 +19,7 @@ use super::protobuf::{Message, Writer};
 use super::target::Target;
 use super::uri::key_id;
 use crate::crypto::DataKey;
+use crate::keys::audit::request;
 use crate::keys::kms::http::{Http, Request, Response};
 use crate::keys::kms::retry::{self, Deadline};
 use crate::keys::kms::time::{self, ClockOffset};
@@ -64,6 +65,7 @@ impl Instance {
             self.target.deadline(),
         )?;
         let message = self.parse(&answer)?;
+        request::note(message.text(5).unwrap_or_default());
         self.target.check_answer(message.text(1))?;
         let key = self.data_key(message.bytes(3))?;
         if key.len() != len {
@@ -139,6 +141,7 @@ impl Instance {
             .finish();
         let answer = self.exchange(operation, &request, Asked::Unwrap, deadline, |_| false)?;
         let message = self.parse(&answer)?;
+        request::note(message.text(3).unwrap_or_default());
         self.target.check_unwrapped(message.text(1))?;
         self.data_key(message.bytes(2))
     }

@@ -10,6 +10,7 @@ use super::fault::{Asked, Fault, Remedy};
 use super::rpc::{Call, Failure, Service};
 use super::target::Target;
 use crate::crypto::DataKey;
+use crate::keys::audit::request;
 use crate::keys::kms::http::{Http, Response};
 use crate::keys::kms::retry::{self, Deadline};
 use crate::keys::kms::secret_text::SecretText;
@@ -38,6 +39,8 @@ struct Generated {
     key_version_id: String,
     ciphertext_blob: String,
     plaintext: SecretText,
+    #[serde(default)]
+    request_id: String,
 }
 
 #[derive(Deserialize)]
@@ -54,6 +57,8 @@ struct Encrypted {
 struct Decrypted {
     key_id: String,
     plaintext: SecretText,
+    #[serde(default)]
+    request_id: String,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +99,7 @@ impl OpenApi {
             form: Vec::new(),
         };
         let answer: Generated = self.answer(&call, Asked::Other, self.target.deadline())?;
+        request::note(&answer.request_id);
         self.target.check_answer(Some(&answer.key_id))?;
         let key = self.data_key(&answer.plaintext)?;
         if key.len() != len {
@@ -152,6 +158,7 @@ impl OpenApi {
             form: Vec::new(),
         };
         let answer: Decrypted = self.answer(&call, Asked::Unwrap, deadline)?;
+        request::note(&answer.request_id);
         // The call names no key: the service takes the one that the wrapped key
         // names, which whoever can write to the volume may have changed to
         // another one that these credentials can use.

@@ -128,7 +128,7 @@ impl CredentialStore {
             | KeyError::Throttled { key, .. }
             | KeyError::Unavailable { key, .. }
             | KeyError::Malformed { key, .. } => key.clone_from(&self.key),
-            KeyError::Configuration { .. } | KeyError::WouldWait => {}
+            KeyError::Configuration { .. } | KeyError::Locked | KeyError::WouldWait => {}
         }
         error
     }
