@@ -82,6 +82,19 @@ pub trait KeyProvider: Send + Sync {
     /// was wrapped for.
     fn unwrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<DataKey, KeyError>;
 
+    /// Most wrapped keys that the provider unwraps in one call.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Gives several data keys back, each or its error, in order. Asked for at
+    /// most [`KeyProvider::batch`] at once; providers with batches override it.
+    fn unwrap_many(&self, wrapped: &[(KeyContext, WrappedKey)]) -> Vec<Result<DataKey, KeyError>> {
+        let each = wrapped.iter();
+        each.map(|(context, wrapped)| self.unwrap(context, wrapped))
+            .collect()
+    }
+
     /// Wraps the same data key under the key's current version. Providers that
     /// can do so without showing the data key override this.
     fn rewrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<WrappedKey, KeyError> {
