@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::cli::{Failure, print};
-use crate::keys::uri::SUPPORTED_SCHEMES;
+use crate::keys::uri::supported_schemes;
 
 const EXAMPLES: &str = "example:\n  kmsfs version --json";
 
@@ -19,7 +19,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");
     if arguments.json {
-        let json = serde_json::json!({ "version": version, "keys": [SUPPORTED_SCHEMES] });
+        let json = serde_json::json!({ "version": version, "keys": [supported_schemes()] });
         return print(&format!("{json}\n"));
     }
     let cipher = if cfg!(kmsfs_null_cipher) {
@@ -28,6 +28,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         ""
     };
     print(&format!(
-        "kmsfs {version}{cipher}\nkeys: {SUPPORTED_SCHEMES}\n"
+        "kmsfs {version}{cipher}\nkeys: {}\n",
+        supported_schemes()
     ))
 }

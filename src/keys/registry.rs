@@ -4,9 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::crypto::DataKey;
-use crate::keys::kms::alibaba::AlibabaUri;
-#[cfg(feature = "alibaba")]
-use crate::keys::kms::alibaba::{AlibabaProvider, Environment};
 use crate::keys::local::{Keystore, LocalProvider};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::ring::{KeyRing, most_informative};
@@ -24,22 +21,8 @@ pub fn open_provider(
             Ok(provider) => Ok(Arc::new(provider)),
             Err(error) => Err(error),
         },
-        KeyUri::Alibaba(alibaba) => open_alibaba(&alibaba),
+        KeyUri::Service(key) => key.open(),
     }
-}
-
-#[cfg(feature = "alibaba")]
-fn open_alibaba(uri: &AlibabaUri) -> Result<Arc<dyn KeyProvider>, KeyError> {
-    let environment = Environment::of_process();
-    Ok(Arc::new(AlibabaProvider::open(uri, &environment)?))
-}
-
-#[cfg(not(feature = "alibaba"))]
-fn open_alibaba(uri: &AlibabaUri) -> Result<Arc<dyn KeyProvider>, KeyError> {
-    Err(KeyError::Configuration {
-        detail: format!("this build cannot open {uri}"),
-        hint: Some("build kmsfs with --features alibaba".into()),
-    })
 }
 
 /// Opens the provider for a new volume: as [`open_provider`], but the default
@@ -69,7 +52,7 @@ pub fn open_ring_for_init(uris: &[String], source: &PassphraseSource) -> Result<
 pub fn keystore_directory(uri: &str) -> Result<Option<PathBuf>, KeyError> {
     match KeyUri::parse(uri)? {
         KeyUri::Local(local) => Ok(Some(Keystore::of(&local)?.directory().to_owned())),
-        KeyUri::Alibaba(_) => Ok(None),
+        KeyUri::Service(_) => Ok(None),
     }
 }
 

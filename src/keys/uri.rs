@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! local:NAME[?keystore=/absolute/path][#UUID]
-//! alibabakms://ENDPOINT/KEY[?PARAMETERS]
+//! SERVICE:REST, as the service in `kms` of that name understands it
 //! ```
 
 use std::fmt;
@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::random;
 use crate::keys::KeyError;
-use crate::keys::kms::alibaba::AlibabaUri;
+use crate::keys::kms::service::{self, ServiceKey};
 
 /// The key schemes this build can open, for hints.
-pub const SUPPORTED_SCHEMES: &str = if cfg!(feature = "alibaba") {
-    "local:NAME, alibabakms://ENDPOINT/KEY"
-} else {
-    "local:NAME"
-};
+pub fn supported_schemes() -> String {
+    let mut forms = vec!["local:NAME"];
+    forms.extend(service::supported());
+    forms.join(", ")
+}
 
 const MAX_NAME: usize = 64;
 
@@ -29,8 +29,8 @@ const MAX_NAME: usize = 64;
 pub enum KeyUri {
     /// A key of the embedded provider.
     Local(LocalUri),
-    /// A key of Alibaba Cloud KMS.
-    Alibaba(AlibabaUri),
+    /// A key of a key management service.
+    Service(ServiceKey),
 }
 
 impl KeyUri {
@@ -38,15 +38,18 @@ impl KeyUri {
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         match text.split_once(':') {
             Some(("local", rest)) => LocalUri::parse_rest(text, rest).map(Self::Local),
-            Some((AlibabaUri::SCHEME, _)) => AlibabaUri::parse(text).map(Self::Alibaba),
-            Some((scheme, _)) => Err(configuration(
-                format!("unknown key scheme {scheme:?} in {text:?}"),
-                format!("this build supports {SUPPORTED_SCHEMES}"),
-            )),
+            Some((scheme, _)) => match ServiceKey::parse(scheme, text) {
+                Some(parsed) => parsed.map(Self::Service),
+                None => Err(configuration(
+                    format!("unknown key scheme {scheme:?} in {text:?}"),
+                    format!("this build supports {}", supported_schemes()),
+                )),
+            },
             None => Err(configuration(
                 format!("{text:?} is not a key uri"),
                 format!(
-                    "write a scheme and a key, as in local:default; this build supports {SUPPORTED_SCHEMES}"
+                    "write a scheme and a key, as in local:default; this build supports {}",
+                    supported_schemes()
                 ),
             )),
         }
@@ -60,8 +63,8 @@ impl KeyUri {
                 (Some(mine), Some(theirs)) => mine == theirs,
                 _ => mine.name == theirs.name,
             },
-            (Self::Alibaba(mine), Ok(Self::Alibaba(theirs))) => mine.names_same_key(&theirs),
-            (Self::Local(_) | Self::Alibaba(_), _) => false,
+            (Self::Local(_), _) => false,
+            (Self::Service(mine), _) => mine.names_same_key(wrapped_uri),
         }
     }
 }
@@ -70,7 +73,7 @@ impl fmt::Display for KeyUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(uri) => uri.fmt(f),
-            Self::Alibaba(uri) => uri.fmt(f),
+            Self::Service(uri) => uri.fmt(f),
         }
     }
 }
@@ -266,7 +269,7 @@ mod tests {
     fn local(text: &str) -> LocalUri {
         match KeyUri::parse(text).unwrap() {
             KeyUri::Local(uri) => uri,
-            KeyUri::Alibaba(uri) => panic!("{uri}"),
+            KeyUri::Service(uri) => panic!("{uri}"),
         }
     }
 
@@ -316,7 +319,7 @@ mod tests {
         let KeyError::Configuration { hint, .. } = error else {
             panic!()
         };
-        assert!(hint.unwrap().contains(SUPPORTED_SCHEMES));
+        assert!(hint.unwrap().contains(&supported_schemes()));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! libraries keep internally is out of its reach.
 
 use std::error::Error as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,6 +169,18 @@ impl Http {
 }
 
 impl Trust {
+    /// The authorities in the file, if one is named; else the system's.
+    pub(super) fn of(authorities: Option<&Path>) -> Result<Self, KeyError> {
+        let Some(path) = authorities else {
+            return Ok(Self::System);
+        };
+        let pem = std::fs::read(path).map_err(|error| KeyError::Configuration {
+            detail: format!("cannot read {}: {error}", path.display()),
+            hint: None,
+        })?;
+        Ok(Self::Only(pem))
+    }
+
     fn client(&self) -> Result<Client, HttpError> {
         // Fails if it was installed before, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

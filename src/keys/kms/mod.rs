@@ -8,11 +8,21 @@
 
 pub mod alibaba;
 #[cfg(feature = "kms-http")]
+mod environment;
+pub mod hashivault;
+#[cfg(feature = "kms-http")]
 mod http;
+#[cfg(feature = "kms-http")]
+mod lease;
+#[cfg(feature = "kms-http")]
+mod printable;
 #[cfg(feature = "kms-http")]
 mod retry;
 #[cfg(feature = "kms-http")]
 mod secret_text;
+#[cfg(feature = "kms-http")]
+mod server;
+pub mod service;
 #[cfg(feature = "kms-http")]
 mod time;
 mod uri;

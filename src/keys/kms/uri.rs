@@ -6,7 +6,8 @@ use std::time::Duration;
 
 /// `scheme://host[:port]/path[?name=value&…]`, taken apart but not judged.
 pub(super) struct RawUri {
-    pub(super) endpoint: Endpoint,
+    /// What is between `//` and the path, as it was written.
+    pub(super) authority: String,
     pub(super) path: String,
     parameters: Vec<(String, String)>,
 }
@@ -67,8 +68,6 @@ impl RawUri {
         if authority.contains('@') {
             return Err("it must not contain a user or a password".into());
         }
-        let endpoint = Endpoint::parse(authority)
-            .ok_or_else(|| format!("{authority:?} is not a server name"))?;
         let path = percent_decode(path).ok_or("its path is malformed")?;
         let mut parameters: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -84,10 +83,16 @@ impl RawUri {
             parameters.push((name.to_owned(), value));
         }
         Ok(Self {
-            endpoint,
+            authority: authority.to_owned(),
             path,
             parameters,
         })
+    }
+
+    /// The server, for the services whose URIs name one.
+    pub(super) fn endpoint(&self) -> Result<Endpoint, String> {
+        let authority = &self.authority;
+        Endpoint::parse(authority).ok_or_else(|| format!("{authority:?} is not a server name"))
     }
 
     /// Takes the value of a parameter.
@@ -182,7 +187,7 @@ mod tests {
     #[test]
     fn parts_come_apart() {
         let mut uri = RawUri::parse("//Host.example:81/a/b%2Fc?x=%2Fp%20q&n=5").unwrap();
-        assert_eq!(uri.endpoint.to_string(), "host.example:81");
+        assert_eq!(uri.endpoint().unwrap().to_string(), "host.example:81");
         assert_eq!(uri.path, "a/b/c");
         assert_eq!(uri.take_path("x").unwrap(), Some(PathBuf::from("/p q")));
         let seconds = uri.take_seconds("n", 1..=10).unwrap();
@@ -207,7 +212,8 @@ mod tests {
             "//host/k?a=1&a=2",
         ];
         for text in bad {
-            assert!(RawUri::parse(text).is_err(), "{text}");
+            let endpoint = RawUri::parse(text).and_then(|uri| uri.endpoint());
+            assert!(endpoint.is_err(), "{text}");
         }
         let mut uri = RawUri::parse("//h/k?p=relative&n=11").unwrap();
         assert!(uri.take_path("p").is_err());

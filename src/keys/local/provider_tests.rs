@@ -58,7 +58,7 @@ impl World {
 fn resolved(provider: &LocalProvider) -> LocalUri {
     match KeyUri::parse(provider.uri()).unwrap() {
         KeyUri::Local(uri) => uri,
-        KeyUri::Alibaba(uri) => panic!("{uri}"),
+        KeyUri::Service(uri) => panic!("{uri}"),
     }
 }
 

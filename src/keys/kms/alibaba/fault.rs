@@ -7,8 +7,7 @@ use serde::Deserialize;
 use crate::keys::KeyError;
 use crate::keys::audit::request;
 use crate::keys::kms::http::Response;
-
-const LONGEST_MESSAGE: usize = 200;
+use crate::keys::kms::printable::printable;
 
 /// An answer other than success.
 #[derive(Clone, Debug)]
@@ -190,13 +189,6 @@ enum Class {
     Malformed,
 }
 
-/// Text that comes from outside and goes into logs and onto terminals.
-fn printable(text: &str) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    let text: String = text.chars().take(LONGEST_MESSAGE).map(clean).collect();
-    text.trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,7 +283,6 @@ mod tests {
         assert!(text.starts_with("Forbidden.NoPermission: The"), "{text}");
         assert!(text.ends_with(", request req-1"));
         assert_eq!(printable("a\u{1b}\nb"), "a  b");
-        assert!(printable(&"x".repeat(1000)).len() == LONGEST_MESSAGE);
         let text = fault(400, "InvalidParameter").detail(Asked::Wrap);
         assert_eq!(text, "InvalidParameter, request req-1");
         let text = fault(400, "SignatureDoesNotMatch").detail(Asked::Other);

@@ -28,7 +28,30 @@ mod target;
 mod uri;
 
 #[cfg(feature = "alibaba")]
-pub use credentials::Environment;
+pub use super::environment::Environment;
 #[cfg(feature = "alibaba")]
 pub use provider::AlibabaProvider;
 pub use uri::{AlibabaUri, Wire};
+
+use super::service::Service;
+
+pub(super) const SERVICE: Service = Service {
+    scheme: AlibabaUri::SCHEME,
+    form: "alibabakms://ENDPOINT/KEY",
+    feature: "alibaba",
+    check: |uri| AlibabaUri::parse(uri).map(drop),
+    same_key: |mine, wrapped| {
+        let both = AlibabaUri::parse(mine)
+            .ok()
+            .zip(AlibabaUri::parse(wrapped).ok());
+        both.is_some_and(|(mine, theirs)| mine.names_same_key(&theirs))
+    },
+    #[cfg(feature = "alibaba")]
+    open: Some(|uri| {
+        let uri = AlibabaUri::parse(uri)?;
+        let provider = AlibabaProvider::open(&uri, &Environment::of_process())?;
+        Ok(std::sync::Arc::new(provider))
+    }),
+    #[cfg(not(feature = "alibaba"))]
+    open: None,
+};

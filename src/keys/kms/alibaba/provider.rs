@@ -1,16 +1,16 @@
 //! The provider of Alibaba Cloud KMS, over either protocol.
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::client_key::ClientKey;
-use super::credentials::{CredentialStore, Environment};
+use super::credentials::CredentialStore;
 use super::instance::Instance;
 use super::openapi::{self, OpenApi};
 use super::rpc::Service;
 use super::target::Target;
 use super::uri::{AlibabaUri, Wire, key_id};
 use crate::crypto::DataKey;
+use crate::keys::kms::environment::Environment;
 use crate::keys::kms::http::{Http, Trust};
 use crate::keys::kms::retry::DEFAULT_DEADLINE;
 use crate::keys::kms::time::ClockOffset;
@@ -50,10 +50,9 @@ impl AlibabaProvider {
     }
 
     fn connect(uri: AlibabaUri, env: &Environment) -> Result<Self, KeyError> {
-        let trust = match (&uri.ca, uri.unencrypted) {
-            (_, true) => Trust::Unencrypted,
-            (Some(path), false) => Trust::Only(read_authority(path)?),
-            (None, false) => Trust::System,
+        let trust = match uri.unencrypted {
+            true => Trust::Unencrypted,
+            false => Trust::of(uri.ca.as_deref())?,
         };
         let scheme = if uri.unencrypted { "http" } else { "https" };
         let origin = format!("{scheme}://{}", uri.endpoint);
@@ -205,13 +204,6 @@ fn open_client_key(uri: &AlibabaUri, env: &Environment) -> Result<ClientKey, Key
         "client-key-password-file",
     )?;
     ClientKey::open(&file, &password)
-}
-
-fn read_authority(path: &Path) -> Result<Vec<u8>, KeyError> {
-    std::fs::read(path).map_err(|error| KeyError::Configuration {
-        detail: format!("cannot read {}: {error}", path.display()),
-        hint: None,
-    })
 }
 
 /// What to do about an error, in words.

@@ -65,6 +65,7 @@ impl AlibabaUri {
     fn parse_rest(rest: &str) -> Result<Self, String> {
         let mut raw = RawUri::parse(rest)?;
         let client_key = raw.take_path("client-key")?;
+        let endpoint = raw.endpoint()?;
         let wire = match raw.take("wire").as_deref() {
             Some("openapi") => Wire::OpenApi,
             Some("instance") => Wire::Instance,
@@ -77,7 +78,7 @@ impl AlibabaUri {
         }
         let unencrypted = match raw.take("http").as_deref() {
             None | Some("0") => false,
-            Some("1") if raw.endpoint.is_loopback() => true,
+            Some("1") if endpoint.is_loopback() => true,
             Some("1") => return Err("http=1 is for servers on this machine only".into()),
             Some(_) => return Err("http is neither 0 nor 1".into()),
         };
@@ -91,7 +92,7 @@ impl AlibabaUri {
             client_key_password: raw.take_path("client-key-password-file")?,
             profile: raw.take("profile"),
             deadline: raw.take_seconds("deadline", 1..=300)?,
-            endpoint: raw.endpoint.clone(),
+            endpoint,
         };
         raw.finish()?;
         Ok(uri)

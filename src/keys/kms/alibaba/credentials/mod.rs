@@ -4,7 +4,6 @@
 //! one that is set up decides: if it then fails, that is an error, as going on
 //! might find someone else's identity.
 
-mod environment;
 mod external;
 mod files;
 mod json;
@@ -14,7 +13,6 @@ mod store;
 
 use zeroize::Zeroizing;
 
-pub use environment::Environment;
 pub(super) use store::CredentialStore;
 
 /// An access key, perhaps a temporary one.
@@ -36,10 +34,6 @@ impl Credentials {
             token: token.map(Zeroizing::new),
             expires: None,
         }
-    }
-
-    fn is_same_as(&self, other: &Self) -> bool {
-        self.id == other.id && self.secret == other.secret && self.token == other.token
     }
 }
 

@@ -7,12 +7,12 @@ use reqwest::Method;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::environment::Environment;
 use super::search::missing;
 use super::{Credentials, Role, Source, external, files};
 use crate::keys::KeyError;
 use crate::keys::kms::alibaba::fault::{Asked, Remedy};
 use crate::keys::kms::alibaba::rpc::{self, Call, Failure, Service};
+use crate::keys::kms::environment::Environment;
 use crate::keys::kms::http::{Http, HttpError, Request, Response, Trust};
 use crate::keys::kms::retry::Deadline;
 use crate::keys::kms::secret_text::SecretText;

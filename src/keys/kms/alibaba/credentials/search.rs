@@ -2,9 +2,9 @@
 
 use zeroize::Zeroizing;
 
-use super::environment::Environment;
 use super::{Credentials, Role, Source, files, json};
 use crate::keys::KeyError;
+use crate::keys::kms::environment::Environment;
 
 const NONE: &str = "no credentials for Alibaba Cloud were found";
 const HINT: &str = "set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, \

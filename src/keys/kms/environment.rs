@@ -1,7 +1,19 @@
-//! The environment variables that say where access keys are.
+//! The environment variables that say where services are and who calls them.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+
+/// What the names of variables that matter begin with.
+const PREFIXES: [&str; 8] = [
+    "ALIBABA_CLOUD_",
+    "AWS_",
+    "AZURE_",
+    "BAO_",
+    "GOOGLE_",
+    "IDENTITY_",
+    "KMSFS_",
+    "VAULT_",
+];
 
 /// A process environment: the real one, or a test's.
 #[derive(Clone, Default)]
@@ -10,11 +22,8 @@ pub struct Environment(HashMap<String, String>);
 impl Environment {
     /// The variables this process was started with, as far as they matter.
     pub fn of_process() -> Self {
-        let matters = |name: &str| {
-            name == "HOME"
-                || name.starts_with("ALIBABA_CLOUD_")
-                || name.starts_with("KMSFS_ALIBABA_")
-        };
+        let matters =
+            |name: &str| name == "HOME" || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
             matters(&name).then_some((name, value.into_string().ok()?))
@@ -29,9 +38,14 @@ impl Environment {
     }
 
     /// A variable's value, unless it is empty.
-    pub(in crate::keys::kms::alibaba) fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         let value = self.0.get(name).map(String::as_str);
         value.filter(|value| !value.is_empty())
+    }
+
+    /// The value of the first of these variables that has one.
+    pub(super) fn first(&self, names: &[&str]) -> Option<&str> {
+        names.iter().find_map(|name| self.get(name))
     }
 
     /// Whether a variable says `true`.
