@@ -40,6 +40,8 @@ pub struct Options {
     pub mount: String,
     /// Further arguments of `kmsfs init`.
     pub init: Vec<String>,
+    /// Further arguments of `kmsfs mount`.
+    pub arguments: Vec<String>,
     /// Where the backing directory goes, if not among the temporary files.
     pub backing: Option<PathBuf>,
     /// The daemon's RLIMIT_NOFILE.
@@ -275,6 +277,7 @@ impl Mount {
         if !listed.is_empty() {
             command.args(["-o", &listed]);
         }
+        command.args(&options.arguments);
         command.arg(volume.backing()).arg(volume.point());
         command.stdout(Stdio::null()).stderr(log);
         if let Some(count) = options.descriptors {

@@ -221,6 +221,7 @@ mod tests {
             KeyError::Unavailable { .. } => "unavailable",
             KeyError::Malformed { .. } => "malformed",
             KeyError::Configuration { .. } => "configuration",
+            KeyError::WouldWait => "would wait",
         }
     }
 
