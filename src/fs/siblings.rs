@@ -4,7 +4,7 @@
 //! Nothing is read for this before several files of a directory had to wait for
 //! their keys: listing, `stat` and removing never lead here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -26,6 +26,10 @@ use super::{Fs, Result};
 /// Files of one directory that had to wait for their keys before the next ones
 /// are looked at.
 const COLD_OPENS: usize = 3;
+/// How often that number doubles where files are opened in no order.
+const MOST_DOUBLINGS: u32 = 10;
+/// Files outside of the order before another one is looked for.
+const MOST_ASTRAY: usize = 8;
 /// What happens further apart has nothing to do with each other.
 const PAUSE: Duration = Duration::from_secs(10);
 /// How far apart, in whatever order, files may be that are opened in order: one
@@ -66,14 +70,34 @@ struct Directory {
 }
 
 enum State {
-    /// The backing inodes whose keys were waited for.
-    Watched(Vec<u64>),
-    /// It is being listed.
-    Listing,
+    /// It is not known in which order its files are opened, if in any.
+    Watched(Watch),
+    /// It is being listed, and no order was found so many times before.
+    Listing(u32),
     /// Its files are opened in this order.
     Run(Run),
-    /// They are opened in no order.
-    Random,
+}
+
+/// Files whose keys were waited for.
+#[derive(Default)]
+struct Watch {
+    /// The last of their backing inodes.
+    last: VecDeque<u64>,
+    count: usize,
+    /// How often no order was found.
+    vain: u32,
+}
+
+impl Watch {
+    /// Adds a file; gives the last ones when it is time to look for an order,
+    /// ever more seldom if there was none.
+    fn add(&mut self, host_ino: u64) -> Option<Vec<u64>> {
+        self.last.truncate(COLD_OPENS - 1);
+        self.last.push_front(host_ino);
+        self.count += 1;
+        let due = self.count >= COLD_OPENS << self.vain.min(MOST_DOUBLINGS);
+        due.then(|| self.last.iter().rev().copied().collect())
+    }
 }
 
 /// Files in the order in which they are being opened.
@@ -83,13 +107,21 @@ struct Run {
     /// The first file that was not looked at.
     edge: usize,
     window: usize,
+    /// Files that had to wait for their keys in spite of all this.
+    astray: usize,
 }
 
 impl Run {
+    /// Whether this file is far from where the others were opened.
+    fn is_astray(&self, host_ino: u64) -> bool {
+        let position = self.positions.get(&host_ino);
+        position.is_none_or(|at| at + 2 * WINDOW.end < self.edge)
+    }
+
     /// The files to look at now that this one was opened.
     fn advance(&mut self, host_ino: u64) -> Option<Range<usize>> {
         let next = self.positions.get(&host_ino)? + 1;
-        if next + self.window / 2 < self.edge || self.edge == self.files.len() {
+        if next + self.window / 2 <= self.edge || self.edge == self.files.len() {
             return None;
         }
         let start = self.edge.max(next);
@@ -118,7 +150,7 @@ impl Fs {
         if cold {
             let watched = || Directory {
                 last: now,
-                state: State::Watched(Vec::new()),
+                state: State::Watched(Watch::default()),
             };
             directories.get_or_insert(parent, watched);
         }
@@ -126,20 +158,17 @@ impl Fs {
             return;
         };
         let idle = now.saturating_duration_since(directory.last);
-        if idle > PAUSE && !matches!(directory.state, State::Listing) {
-            directory.state = State::Watched(Vec::new());
+        if idle > PAUSE && !matches!(directory.state, State::Listing(_)) {
+            directory.state = State::Watched(Watch::default());
         }
         directory.last = now;
         match &mut directory.state {
-            State::Watched(opened) => {
+            State::Watched(watch) => {
                 if !cold || parent == 0 {
                     return;
                 }
-                opened.push(inode.host_ino);
-                if opened.len() == COLD_OPENS {
-                    let opened = std::mem::take(opened);
-                    directory.state = State::Listing;
-                    siblings.runs.fetch_add(1, Ordering::Relaxed);
+                if let Some(opened) = watch.add(inode.host_ino) {
+                    directory.state = State::Listing(watch.vain);
                     let fs = Arc::clone(self);
                     siblings.workers.run(move || fs.begin_run(parent, &opened));
                 }
@@ -147,11 +176,16 @@ impl Fs {
             State::Run(run) => {
                 if let Some(range) = run.advance(inode.host_ino) {
                     self.look_ahead(parent, &run.files, range);
+                } else if cold && run.is_astray(inode.host_ino) {
+                    run.astray += 1;
+                    if run.astray > MOST_ASTRAY {
+                        directory.state = State::Watched(Watch::default());
+                    }
                 }
             }
-            State::Listing | State::Random => {}
+            State::Listing(_) => {}
         }
-        let in_use = |d: &Directory| matches!(d.state, State::Listing | State::Run(_));
+        let in_use = |d: &Directory| !matches!(d.state, State::Watched(_));
         let runs = directories.iter().filter(|(_, d)| in_use(d)).count();
         siblings.runs.store(runs, Ordering::Relaxed);
     }
@@ -166,8 +200,14 @@ impl Fs {
         let Some(directory) = directories.get_mut(&parent) else {
             return;
         };
+        let State::Listing(vain) = directory.state else {
+            return;
+        };
         directory.state = match run {
-            None => State::Random,
+            None => State::Watched(Watch {
+                vain: vain + 1,
+                ..Watch::default()
+            }),
             Some(mut run) => {
                 if let Some(range) = opened.last().and_then(|ino| run.advance(*ino)) {
                     self.look_ahead(parent, &run.files, range);
@@ -273,6 +313,7 @@ impl Order {
             files: files.into(),
             edge: 0,
             window: WINDOW.start,
+            astray: 0,
         }
     }
 }
@@ -323,10 +364,26 @@ mod tests {
     }
 
     #[test]
+    fn disorder_is_looked_at_ever_more_seldom() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.add(1), None);
+        assert_eq!(watch.add(2), None);
+        assert_eq!(watch.add(3), Some(vec![1, 2, 3]));
+        let mut watch = Watch {
+            vain: 2,
+            ..Watch::default()
+        };
+        let due = (0..20).position(|ino| watch.add(ino).is_some());
+        assert_eq!(due, Some(11));
+        assert_eq!(watch.last, [11, 10, 9]);
+    }
+
+    #[test]
     fn what_is_far_ahead_is_left_for_later() {
         let mut run = run(5000);
         assert_eq!(run.advance(2), Some(3..67));
         assert_eq!(run.advance(2), None);
         assert_eq!(run.advance(1000), Some(1001..1129), "a jump");
+        assert!(!run.is_astray(5) && run.is_astray(77_777));
     }
 }

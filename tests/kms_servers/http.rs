@@ -45,6 +45,8 @@ pub struct Reply {
 pub enum Manner {
     #[default]
     Proper,
+    /// Hang up without an answer.
+    HangUp,
     /// Hang up in the middle of the body.
     CutOff,
     /// Send bytes that are not HTTP.
@@ -144,6 +146,9 @@ fn read_request(stream: &mut impl BufRead) -> Option<Request> {
 }
 
 fn write_reply(out: &mut impl Write, reply: &Reply) -> std::io::Result<()> {
+    if reply.manner == Manner::HangUp {
+        return Ok(());
+    }
     if reply.manner == Manner::Garbage {
         out.write_all(b"\x16\x03garbage, not HTTP\r\n\r\n")?;
         return out.flush();

@@ -3,20 +3,23 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::keys::cache::KeyCache;
 use crate::keys::patience::Priority;
-use crate::keys::{KeyContext, KeyProvider, WrappedKey};
+use crate::keys::{KeyContext, KeyError, KeyProvider, WrappedKey};
 use crate::sys::workers::Workers;
 
 use super::guard::Guarded;
 
 /// The most calls at once.
 const PARALLEL: usize = 32;
+
+/// Failures in a row after which the rest is left to those who want it.
+const MOST_FAILURES: usize = 8;
 
 /// A file's key that may be wanted.
 pub type Wanted = (KeyContext, Vec<WrappedKey>);
@@ -32,6 +35,8 @@ pub(super) struct Ahead {
     most: usize,
     state: Mutex<State>,
     unwrapped: AtomicU64,
+    /// Keys in a row that could not be had.
+    failures: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -55,12 +60,14 @@ impl Ahead {
             time,
             state: Mutex::default(),
             unwrapped: AtomicU64::new(0),
+            failures: AtomicUsize::new(0),
         }
     }
 
     /// Adds keys to those that are unwrapped ahead; leaves out what would be too
     /// many.
     pub(super) fn want(self: &Arc<Self>, wanted: Vec<Wanted>) {
+        self.failures.store(0, Ordering::Relaxed);
         let mut state = self.state.lock();
         let room = self.most.saturating_sub(state.queue.len());
         state.queue.extend(wanted.into_iter().take(room));
@@ -120,10 +127,10 @@ impl Ahead {
         }
         let mut claims = Vec::new();
         let mut asked = Vec::new();
-        let mut add = |(context, all): Wanted, wrapped: WrappedKey| {
-            if let Some(claim) = self.cache.claim(&context, &all) {
-                claims.push(claim);
-                asked.push((context, wrapped));
+        let mut add = |wanted: Wanted, wrapped: WrappedKey| {
+            if let Some(claim) = self.cache.claim(&wanted.0, &wanted.1) {
+                asked.push((wanted.0, wrapped));
+                claims.push((claim, wanted));
             }
         };
         add(first, wrapped);
@@ -138,24 +145,30 @@ impl Ahead {
             return true;
         }
         let results = recipient.unwrap_ahead(&asked, deadline);
-        let mut troubled = false;
-        for (claim, result) in claims.into_iter().zip(results) {
+        for ((claim, wanted), result) in claims.into_iter().zip(results) {
             match result {
                 Ok(key) => {
                     self.unwrapped.fetch_add(1, Ordering::Relaxed);
+                    self.failures.store(0, Ordering::Relaxed);
                     let _ = claim.land(Ok(Arc::new(key)));
                 }
+                // The next one's turn comes later by now.
+                Err(KeyError::Throttled { .. }) => {
+                    claim.abandon();
+                    self.state.lock().queue.push_front(wanted);
+                }
                 // Who opens the file asks again, and is told what is wrong.
-                Err(error) => {
-                    troubled |= error.is_transient();
+                Err(_) => {
+                    self.failures.fetch_add(1, Ordering::Relaxed);
                     claim.abandon();
                 }
             }
         }
-        if troubled {
+        let goes_on = self.failures.load(Ordering::Relaxed) < MOST_FAILURES;
+        if !goes_on {
             self.clear();
         }
-        !troubled
+        goes_on
     }
 
     /// The next key that is not in memory.

@@ -48,12 +48,15 @@ pub(super) fn unwrap(
     let mut candidates = candidates.into_iter();
     let (mut running, mut asked) = (0, 0);
     let mut errors: Vec<KeyError> = Vec::new();
+    let end = deadline + OVERTIME;
     let mut next = Instant::now();
     loop {
-        if running == 0 || Instant::now() >= next {
-            match candidates.next() {
+        let now = Instant::now();
+        if running == 0 || now >= next {
+            let in_time = running == 0 || now < deadline;
+            match candidates.next().filter(|_| in_time) {
                 Some((recipient, wrapped)) => {
-                    next = Instant::now() + usual_time(&recipient);
+                    next = now + usual_time(&recipient);
                     // Not if all before have failed: then it is the only one.
                     if running > 0 {
                         recipient.counters.hedges.fetch_add(1, Ordering::Relaxed);
@@ -69,10 +72,10 @@ pub(super) fn unwrap(
                 None if running == 0 => {
                     return Err(most_informative(errors).expect("someone was asked"));
                 }
-                None => next = deadline + OVERTIME,
+                None => next = end,
             }
         }
-        let wait = next.saturating_duration_since(Instant::now());
+        let wait = next.min(end).saturating_duration_since(Instant::now());
         match answers.recv_timeout(wait) {
             Ok((_, Ok(key))) => return Ok(key),
             Ok((who, Err(error))) => {
@@ -82,7 +85,7 @@ pub(super) fn unwrap(
                     next = Instant::now();
                 }
             }
-            Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline + OVERTIME => {
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= end => {
                 errors.push(out_of_time(wrapped));
                 return Err(most_informative(errors).expect("just added"));
             }

@@ -197,7 +197,7 @@ mod tests {
         }
         assert_eq!(bucket.rate, 700.0, "one decrease for all of them");
         bucket.throttled(start + SECOND, Some(2 * SECOND));
-        assert_eq!(bucket.rate, 490.0);
+        assert!((bucket.rate - 490.0).abs() < 1.0);
         let closed = bucket.take(start + 2 * SECOND, Priority::Interactive);
         assert_eq!(closed, Err(SECOND), "what the provider asked for");
         for second in 3..8 {

@@ -24,7 +24,7 @@ const PARALLEL: usize = 32;
 /// How old a key may be when it is used.
 const OLDEST: Duration = Duration::from_secs(600);
 /// How many times the time that making a key takes the keys made ahead last.
-const LEAD: f64 = 8.0;
+const LEAD: u32 = 4;
 /// Keys to have ready beside that, for files that come in bursts.
 const SPARE: f64 = 8.0;
 /// Files a second below which nothing is made ahead.
@@ -162,7 +162,7 @@ impl Pool {
         if demand < LEAST_DEMAND {
             return 0;
         }
-        let lead = self.latency.quantile(0.95).unwrap_or_default() * LEAD as u32;
+        let lead = self.latency.quantile(0.5).unwrap_or_default() * LEAD;
         let wanted = demand * lead.as_secs_f64() + SPARE;
         (wanted as usize).min(CAPACITY)
     }

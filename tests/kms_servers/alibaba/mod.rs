@@ -4,6 +4,7 @@
 //! credentials, and keys with states and versions.
 
 mod acs3;
+mod conditions;
 mod instance;
 mod keys;
 mod openapi;
@@ -15,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::http::{Manner, Reply, Request, serve, tls_config};
+pub use conditions::Conditions;
+use conditions::Way;
 pub use keys::{Key, Kind, State};
 
 pub const FIXTURES: &str = concat!(
@@ -40,6 +43,7 @@ struct Inner {
     state: Mutex<World>,
     clock_offset: AtomicI64,
     calls: AtomicUsize,
+    way: Way,
 }
 
 /// All that calls read and change.
@@ -111,6 +115,7 @@ impl Server {
             state: Mutex::new(world),
             clock_offset: AtomicI64::new(0),
             calls: AtomicUsize::new(0),
+            way: Way::default(),
         });
         let fixture = |name: &str| std::fs::read(format!("{FIXTURES}/{name}")).unwrap();
         let tls = tls_config(&fixture("server.pem"), &fixture("server-key.pem"));
@@ -138,6 +143,16 @@ impl Server {
     /// Makes the next calls go wrong.
     pub fn trouble(&self, trouble: Trouble) {
         self.world().trouble = trouble;
+    }
+
+    /// Makes all calls from now on meet these conditions.
+    pub fn set_conditions(&self, conditions: Conditions) {
+        self.inner.way.set(conditions);
+    }
+
+    /// How many calls were refused for being too many.
+    pub fn throttled(&self) -> usize {
+        self.inner.way.throttled()
     }
 
     /// Lets the server's clock run fast by that many seconds.
@@ -194,7 +209,9 @@ impl Inner {
             affected.then_some(*trouble)
         };
         let is_instance = !request.header("x-kms-apiname").is_empty();
+        let verdict = self.way.judge();
         let refusal = trouble.and_then(|trouble| trouble.refusal);
+        let refusal = refusal.or(verdict.refusal);
         let mut reply = match (is_instance, refusal) {
             (true, Some(refusal)) => instance::refuse(refusal.into()),
             (false, Some(refusal)) => openapi::refuse(refusal.into()),
@@ -202,6 +219,7 @@ impl Inner {
             (false, None) => openapi::handle(&mut self.world(), request, self.now()),
         };
         reply.headers.push(date);
+        (reply.after, reply.manner) = (verdict.latency, verdict.manner);
         if let Some(trouble) = trouble {
             reply.after = trouble.delay;
             reply.manner = trouble.manner;
