@@ -242,7 +242,7 @@ impl Place {
         let mut uri = if text.contains(':') {
             match KeyUri::parse(text)? {
                 KeyUri::Local(uri) => uri,
-                KeyUri::Alibaba(uri) => {
+                uri => {
                     let problem = format!("{uri} is not a key of the embedded provider");
                     return Err(Failure::new(ExitCode::KeyConfiguration, problem)
                         .hint("its own service manages it; kmsfs key check tests it"));

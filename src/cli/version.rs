@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::cli::{Failure, print};
-use crate::keys::uri::SUPPORTED_SCHEMES;
+use crate::keys::uri::supported_schemes;
 
 const EXAMPLES: &str = "example:\n  kmsfs version --json";
 
@@ -19,8 +19,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");
     if arguments.json {
-        let json = serde_json::json!({ "version": version, "keys": [SUPPORTED_SCHEMES] });
+        let json = serde_json::json!({ "version": version, "keys": [supported_schemes()] });
         return print(&format!("{json}\n"));
     }
-    print(&format!("kmsfs {version}\nkeys: {SUPPORTED_SCHEMES}\n"))
+    print(&format!("kmsfs {version}\nkeys: {}\n", supported_schemes()))
 }

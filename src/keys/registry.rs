@@ -7,6 +7,10 @@ use crate::crypto::DataKey;
 use crate::keys::kms::alibaba::AlibabaUri;
 #[cfg(feature = "alibaba")]
 use crate::keys::kms::alibaba::{AlibabaProvider, Environment};
+use crate::keys::kms::exec::ExecProvider;
+#[cfg(feature = "pkcs11")]
+use crate::keys::kms::pkcs11::Pkcs11Provider;
+use crate::keys::kms::pkcs11::Pkcs11Uri;
 use crate::keys::local::{Keystore, LocalProvider};
 use crate::keys::passphrase::PassphraseSource;
 use crate::keys::ring::{KeyRing, most_informative};
@@ -25,6 +29,8 @@ pub fn open_provider(
             Err(error) => Err(error),
         },
         KeyUri::Alibaba(alibaba) => open_alibaba(&alibaba),
+        KeyUri::Pkcs11(token) => open_pkcs11(&token, source),
+        KeyUri::Exec(plugin) => Ok(Arc::new(ExecProvider::open(&plugin)?)),
     }
 }
 
@@ -39,6 +45,22 @@ fn open_alibaba(uri: &AlibabaUri) -> Result<Arc<dyn KeyProvider>, KeyError> {
     Err(KeyError::Configuration {
         detail: format!("this build cannot open {uri}"),
         hint: Some("build kmsfs with --features alibaba".into()),
+    })
+}
+
+#[cfg(feature = "pkcs11")]
+fn open_pkcs11(
+    uri: &Pkcs11Uri,
+    source: &PassphraseSource,
+) -> Result<Arc<dyn KeyProvider>, KeyError> {
+    Ok(Arc::new(Pkcs11Provider::open(uri, source)?))
+}
+
+#[cfg(not(feature = "pkcs11"))]
+fn open_pkcs11(uri: &Pkcs11Uri, _: &PassphraseSource) -> Result<Arc<dyn KeyProvider>, KeyError> {
+    Err(KeyError::Configuration {
+        detail: format!("this build cannot open {uri}"),
+        hint: Some("build kmsfs with --features pkcs11".into()),
     })
 }
 
@@ -69,7 +91,7 @@ pub fn open_ring_for_init(uris: &[String], source: &PassphraseSource) -> Result<
 pub fn keystore_directory(uri: &str) -> Result<Option<PathBuf>, KeyError> {
     match KeyUri::parse(uri)? {
         KeyUri::Local(local) => Ok(Some(Keystore::of(&local)?.directory().to_owned())),
-        KeyUri::Alibaba(_) => Ok(None),
+        KeyUri::Alibaba(_) | KeyUri::Pkcs11(_) | KeyUri::Exec(_) => Ok(None),
     }
 }
 

@@ -3,6 +3,8 @@
 //! ```text
 //! local:NAME[?keystore=/absolute/path][#UUID]
 //! alibabakms://ENDPOINT/KEY[?PARAMETERS]
+//! exec:PLUGIN[?PARAMETERS]
+//! pkcs11:token=TOKEN;object=KEY[?PARAMETERS]
 //! ```
 
 use std::fmt;
@@ -14,13 +16,20 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::random;
 use crate::keys::KeyError;
 use crate::keys::kms::alibaba::AlibabaUri;
+use crate::keys::kms::exec::ExecUri;
+use crate::keys::kms::pkcs11::Pkcs11Uri;
 
 /// The key schemes this build can open, for hints.
-pub const SUPPORTED_SCHEMES: &str = if cfg!(feature = "alibaba") {
-    "local:NAME, alibabakms://ENDPOINT/KEY"
-} else {
-    "local:NAME"
-};
+pub fn supported_schemes() -> String {
+    let all = [
+        (true, "local:NAME"),
+        (cfg!(feature = "alibaba"), "alibabakms://ENDPOINT/KEY"),
+        (cfg!(feature = "pkcs11"), "pkcs11:token=TOKEN;object=KEY"),
+        (true, "exec:PLUGIN"),
+    ];
+    let built = all.into_iter().filter(|(built, _)| *built);
+    built.map(|(_, form)| form).collect::<Vec<_>>().join(", ")
+}
 
 const MAX_NAME: usize = 64;
 
@@ -31,6 +40,10 @@ pub enum KeyUri {
     Local(LocalUri),
     /// A key of Alibaba Cloud KMS.
     Alibaba(AlibabaUri),
+    /// A key in a token or HSM.
+    Pkcs11(Pkcs11Uri),
+    /// A key behind a plugin.
+    Exec(ExecUri),
 }
 
 impl KeyUri {
@@ -39,14 +52,17 @@ impl KeyUri {
         match text.split_once(':') {
             Some(("local", rest)) => LocalUri::parse_rest(text, rest).map(Self::Local),
             Some((AlibabaUri::SCHEME, _)) => AlibabaUri::parse(text).map(Self::Alibaba),
+            Some((Pkcs11Uri::SCHEME, _)) => Pkcs11Uri::parse(text).map(Self::Pkcs11),
+            Some((ExecUri::SCHEME, _)) => ExecUri::parse(text).map(Self::Exec),
             Some((scheme, _)) => Err(configuration(
                 format!("unknown key scheme {scheme:?} in {text:?}"),
-                format!("this build supports {SUPPORTED_SCHEMES}"),
+                format!("this build supports {}", supported_schemes()),
             )),
             None => Err(configuration(
                 format!("{text:?} is not a key uri"),
                 format!(
-                    "write a scheme and a key, as in local:default; this build supports {SUPPORTED_SCHEMES}"
+                    "write a scheme and a key, as in local:default; this build supports {}",
+                    supported_schemes()
                 ),
             )),
         }
@@ -61,7 +77,9 @@ impl KeyUri {
                 _ => mine.name == theirs.name,
             },
             (Self::Alibaba(mine), Ok(Self::Alibaba(theirs))) => mine.names_same_key(&theirs),
-            (Self::Local(_) | Self::Alibaba(_), _) => false,
+            (Self::Pkcs11(mine), Ok(Self::Pkcs11(theirs))) => mine.names_same_key(&theirs),
+            (Self::Exec(mine), Ok(Self::Exec(theirs))) => mine.names_same_key(&theirs),
+            _ => false,
         }
     }
 }
@@ -71,6 +89,8 @@ impl fmt::Display for KeyUri {
         match self {
             Self::Local(uri) => uri.fmt(f),
             Self::Alibaba(uri) => uri.fmt(f),
+            Self::Pkcs11(uri) => uri.fmt(f),
+            Self::Exec(uri) => uri.fmt(f),
         }
     }
 }
@@ -266,7 +286,7 @@ mod tests {
     fn local(text: &str) -> LocalUri {
         match KeyUri::parse(text).unwrap() {
             KeyUri::Local(uri) => uri,
-            KeyUri::Alibaba(uri) => panic!("{uri}"),
+            other => panic!("{other}"),
         }
     }
 
@@ -316,7 +336,7 @@ mod tests {
         let KeyError::Configuration { hint, .. } = error else {
             panic!()
         };
-        assert!(hint.unwrap().contains(SUPPORTED_SCHEMES));
+        assert!(hint.unwrap().contains(&supported_schemes()));
     }
 
     #[test]

@@ -7,11 +7,13 @@
 //! blocks its caller.
 
 pub mod alibaba;
+#[cfg(feature = "pkcs11")]
+mod bound;
+pub mod exec;
 #[cfg(feature = "kms-http")]
 mod http;
-#[cfg(feature = "kms-http")]
+pub mod pkcs11;
 mod retry;
-#[cfg(feature = "kms-http")]
 mod secret_text;
 #[cfg(feature = "kms-http")]
 mod time;
