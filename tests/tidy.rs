@@ -21,13 +21,14 @@ const LAYERS: [&[&str]; 6] = [
 const WITHIN: [(&str, &str); 1] = [("keys", "crypto")];
 
 /// Each dependency and the only modules that may use it.
-const USERS: [(&str, &[&str]); 20] = [
+const USERS: [(&str, &[&str]); 21] = [
     ("aes_siv", &["crypto"]),
     ("argon2", &["keys"]),
     ("aws_lc_rs", &["crypto", "keys"]),
     ("bytes", &["keys"]),
     ("clap", &["cli"]),
     ("crc32fast", &["format"]),
+    ("cryptoki", &["keys"]),
     ("fuser", &["fuse"]),
     // Also a module of aws_lc_rs.
     ("hmac", &["crypto", "keys"]),

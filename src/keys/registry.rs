@@ -21,7 +21,7 @@ pub fn open_provider(
             Ok(provider) => Ok(Arc::new(provider)),
             Err(error) => Err(error),
         },
-        KeyUri::Service(key) => key.open(),
+        KeyUri::Service(key) => key.open(source),
     }
 }
 

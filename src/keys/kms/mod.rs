@@ -7,18 +7,21 @@
 //! blocks its caller.
 
 pub mod alibaba;
+#[cfg(feature = "pkcs11")]
+mod bound;
 #[cfg(feature = "kms-http")]
 mod environment;
+pub mod exec;
 pub mod hashivault;
 #[cfg(feature = "kms-http")]
 mod http;
 #[cfg(feature = "kms-http")]
 mod lease;
+pub mod pkcs11;
 #[cfg(feature = "kms-http")]
 mod printable;
 #[cfg(feature = "kms-http")]
 mod retry;
-#[cfg(feature = "kms-http")]
 mod secret_text;
 #[cfg(feature = "kms-http")]
 mod server;

@@ -3,11 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::keys::kms::{alibaba, hashivault};
-use crate::keys::{KeyError, KeyProvider};
+use crate::keys::kms::{alibaba, exec, hashivault, pkcs11};
+use crate::keys::{KeyError, KeyProvider, PassphraseSource};
 
 /// All of them: one line a service.
-const SERVICES: [&Service; 2] = [&alibaba::SERVICE, &hashivault::SERVICE];
+const SERVICES: [&Service; 4] = [
+    &alibaba::SERVICE,
+    &hashivault::SERVICE,
+    &pkcs11::SERVICE,
+    &exec::SERVICE,
+];
 
 /// A kind of key management service.
 pub(super) struct Service {
@@ -26,7 +31,8 @@ pub(super) struct Service {
     pub(super) open: Option<Open>,
 }
 
-pub(super) type Open = fn(&str) -> Result<Arc<dyn KeyProvider>, KeyError>;
+/// From a valid URI, and where to get a passphrase or PIN.
+pub(super) type Open = fn(&str, &PassphraseSource) -> Result<Arc<dyn KeyProvider>, KeyError>;
 
 /// A valid URI of a key at one of the services.
 #[derive(Clone)]
@@ -51,9 +57,9 @@ impl ServiceKey {
     }
 
     /// Opens the key's provider, with what this process's environment says.
-    pub fn open(&self) -> Result<Arc<dyn KeyProvider>, KeyError> {
+    pub fn open(&self, source: &PassphraseSource) -> Result<Arc<dyn KeyProvider>, KeyError> {
         match self.service.open {
-            Some(open) => open(&self.uri),
+            Some(open) => open(&self.uri, source),
             None => Err(KeyError::Configuration {
                 detail: format!("this build cannot open {}", self.uri),
                 hint: Some(format!(

@@ -163,7 +163,8 @@ pub(super) fn percent_encode_to(out: &mut String, text: &str, also: &[u8]) {
     }
 }
 
-fn percent_decode(text: &str) -> Option<String> {
+/// Reverses [`percent_encode`]; `None` if it is malformed or has control characters.
+pub(super) fn percent_decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

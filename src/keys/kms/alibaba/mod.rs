@@ -47,7 +47,7 @@ pub(super) const SERVICE: Service = Service {
         both.is_some_and(|(mine, theirs)| mine.names_same_key(&theirs))
     },
     #[cfg(feature = "alibaba")]
-    open: Some(|uri| {
+    open: Some(|uri, _| {
         let uri = AlibabaUri::parse(uri)?;
         let provider = AlibabaProvider::open(&uri, &Environment::of_process())?;
         Ok(std::sync::Arc::new(provider))

@@ -32,7 +32,7 @@ pub(super) const SERVICE: Service = Service {
         both.is_some_and(|(mine, theirs)| mine.names_same_key(&theirs))
     },
     #[cfg(feature = "hashivault")]
-    open: Some(|uri| {
+    open: Some(|uri, _| {
         let uri = VaultUri::parse(uri)?;
         let provider = VaultProvider::open(&uri, &Environment::of_process())?;
         Ok(std::sync::Arc::new(provider))
