@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::keys::KeyError;
+use crate::keys::kms::environment::Environment;
 use crate::keys::kms::retry::Deadline;
 use crate::keys::kms::time::iso8601;
 use crate::sys::clock;
