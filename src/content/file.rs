@@ -1,5 +1,6 @@
 //! An open encrypted file: what its handles share.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +44,15 @@ type CachedCipher = Option<(u64, Arc<BlockCipher>)>;
 
 /// Group ciphers kept ready a file.
 const CIPHERS: usize = 8;
+
+/// Most bytes of a file that is read whole when it is opened: as much as the
+/// kernel reads ahead by default.
+const SMALL: u64 = 128 << 10;
+
+thread_local! {
+    /// Where small files are read and decrypted.
+    static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 pub(super) struct State {
     pub(super) backing: Arc<dyn BackingFile>,
@@ -116,6 +126,56 @@ impl EncryptedFile {
         writable: bool,
     ) -> Result<Arc<Self>> {
         let backing_len = backing.len()?;
+        let mut head = vec![0; volume.layout().head_size()];
+        if backing_len > 0 {
+            backing.read_at(&mut [IoSliceMut::new(&mut head)], 0)?;
+        }
+        Self::open_with(volume, ino, backing, writable, backing_len, &head)
+    }
+
+    /// As [`Self::open`], and of a small file hands the whole content to `offer`:
+    /// head and data are had from the backing file by one call.
+    ///
+    /// # Errors
+    /// As [`Self::open`]. Damaged content is not offered, and no error here.
+    pub fn open_whole(
+        volume: Arc<VolumeContext>,
+        ino: u64,
+        backing: Arc<dyn BackingFile>,
+        writable: bool,
+        offer: impl FnOnce(&[u8]),
+    ) -> Result<Arc<Self>> {
+        let (backing_len, layout) = (backing.len()?, volume.layout());
+        let head_size = layout.head_size();
+        let size = layout.plain_len(backing_len);
+        if size == 0 || size > SMALL {
+            return Self::open(volume, ino, backing, writable);
+        }
+        WHOLE.with_borrow_mut(|buffer| {
+            let blocks = layout.block_count(size) as usize * layout.block_size();
+            let len = head_size + blocks;
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let (head, blocks) = buffer[..len].split_at_mut(head_size);
+            let bufs = &mut [IoSliceMut::new(head), IoSliceMut::new(blocks)];
+            backing.read_at(bufs, 0)?;
+            let file = Self::open_with(volume, ino, backing, writable, backing_len, head)?;
+            if let Some(content) = file.opened_whole(size, blocks) {
+                offer(content);
+            }
+            Ok(file)
+        })
+    }
+
+    fn open_with(
+        volume: Arc<VolumeContext>,
+        ino: u64,
+        backing: Arc<dyn BackingFile>,
+        writable: bool,
+        backing_len: u64,
+        head: &[u8],
+    ) -> Result<Arc<Self>> {
         let size = volume.layout().plain_len(backing_len);
         let end = volume.layout().block_count(size);
         let journal = volume.journal.as_ref();
@@ -126,9 +186,7 @@ impl EncryptedFile {
         if backing_len == 0 {
             pages.offer_first(&[], size, &volume);
         } else {
-            let mut head = vec![0; volume.layout().head_size()];
-            backing.read_at(&mut [IoSliceMut::new(&mut head)], 0)?;
-            identity = Identity::open(&volume, &head)?.map(Arc::new);
+            identity = Identity::open(&volume, head)?.map(Arc::new);
             if let Some(identity) = &identity {
                 lease.begin(identity.obtained);
             }

@@ -77,6 +77,34 @@ impl EncryptedFile {
         if entries.iter().any(Option::is_some) {
             self.read_ciphertext(state, first, out)?;
         }
+        self.open_blocks(state, first, &entries, out)
+    }
+
+    /// The content of a file of `size` bytes of which `blocks` has all whole
+    /// blocks as they lie in the backing file; `None` if that needs more than
+    /// decrypting.
+    pub(super) fn opened_whole<'b>(&self, size: u64, blocks: &'b mut [u8]) -> Option<&'b [u8]> {
+        let state = self.usable_for_read().ok()?;
+        let page = self.pages.lock().get(0)?;
+        let count = self.layout().block_count(size) as usize;
+        if count > self.layout().group_blocks(0) as usize || state.size != size {
+            return None;
+        }
+        let entries: Vec<_> = (0..count).map(|at| page.get(at)).collect();
+        self.open_blocks(&state, 0, &entries, blocks).ok()?;
+        Some(&blocks[..size as usize])
+    }
+
+    /// Decrypts whole blocks from `first` on where they are.
+    fn open_blocks(
+        &self,
+        state: &State,
+        first: u64,
+        entries: &[Option<Entry>],
+        out: &mut [u8],
+    ) -> Result<()> {
+        let layout = self.layout();
+        let block = layout.block_size();
         let mut cipher = None;
         for (i, (entry, data)) in entries.iter().zip(out.chunks_mut(block)).enumerate() {
             let index = first + i as u64;

@@ -1,6 +1,7 @@
 //! New files, directories and nodes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::backing::{Errno, HostFile, dir};
 use crate::content::{EncryptedFile, NewIdentity};
@@ -56,6 +57,7 @@ impl Fs {
         let inode = self.inodes.get(entry.attr.ino)?;
         let open = || -> Result<u64> {
             let file = self.files.get_or_open(inode.host_ino, || {
+                inode.offered.store(true, Ordering::Release);
                 let backing = Arc::new(HostFile::new(fd));
                 EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
             })?;

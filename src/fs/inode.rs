@@ -49,6 +49,8 @@ pub(super) struct Inode {
     pub(super) dir_id: OnceLock<DirId>,
     /// Handles through which the file may be written.
     pub(super) writers: AtomicUsize,
+    /// The kernel was given the content, or has had cause to ask for it.
+    pub(super) offered: AtomicBool,
     /// The other part of an overlong symlink target, once the link's last name
     /// is gone and that part with it.
     pub(super) overflow: OnceLock<Vec<u8>>,
@@ -90,6 +92,7 @@ impl Inode {
             used: AtomicBool::new(true),
             dir_id: OnceLock::new(),
             writers: AtomicUsize::new(0),
+            offered: AtomicBool::new(false),
             overflow: OnceLock::new(),
             xattrs: XattrPresence::default(),
             table: table.clone(),

@@ -213,12 +213,29 @@ impl Fs {
     /// Opens a regular file and gives the handle. This is where a file's data
     /// key is fetched, and may wait for the key provider.
     ///
+    /// The whole content of a small file goes to `offer`, once in the time that
+    /// the kernel knows the inode, and while nobody else has the file open or
+    /// changes it.
+    ///
     /// # Errors
     /// Those of the host, of the header, and of the key provider.
-    pub fn open(self: &Arc<Self>, ino: u64, options: OpenOptions) -> Result<u64> {
+    pub fn open(
+        self: &Arc<Self>,
+        ino: u64,
+        options: OpenOptions,
+        offer: impl FnOnce(&[u8]),
+    ) -> Result<u64> {
         let inode = self.inodes.get(ino)?;
-        let file = self.open_content(&inode, options.write)?;
-        self.opened(&inode);
+        let mut read = false;
+        let offer = |content: &[u8]| {
+            read = true;
+            offer(content);
+        };
+        let file = match options.write {
+            true => self.open_content(&inode, true)?,
+            false => self.open_content_with(&inode, false, offer)?,
+        };
+        self.opened(&inode, read);
         if options.truncate {
             file.set_size(0)?;
         }
@@ -227,6 +244,15 @@ impl Fs {
 
     /// The content of an inode; with `write` such that it can be changed.
     pub(super) fn open_content(&self, inode: &Inode, write: bool) -> Result<Arc<EncryptedFile>> {
+        self.open_content_with(inode, write, |_| ())
+    }
+
+    fn open_content_with(
+        &self,
+        inode: &Inode,
+        write: bool,
+        offer: impl FnOnce(&[u8]),
+    ) -> Result<Arc<EncryptedFile>> {
         if inode.kind != FileKind::Regular {
             return Err(FsError::Invalid);
         }
@@ -245,7 +271,13 @@ impl Fs {
                 },
             };
             let backing = Arc::new(HostFile::new(fd));
-            EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, writable)
+            let volume = self.volume.clone();
+            // Were it done at every opening, it would mostly be in vain: the
+            // kernel keeps what it has when a file is closed.
+            if inode.offered.swap(true, Ordering::AcqRel) || write {
+                return EncryptedFile::open(volume, inode.host_ino, backing, writable);
+            }
+            EncryptedFile::open_whole(volume, inode.host_ino, backing, writable, offer)
         })?;
         if write {
             if !file.is_writable() {
@@ -374,45 +406,6 @@ impl Fs {
             file.next_data(offset)?
         };
         found.ok_or(FsError::NoData)
-    }
-
-    /// Copies between open files without a round trip for the data; gives the
-    /// number of bytes.
-    ///
-    /// # Errors
-    /// Those of the content, if nothing was copied before.
-    pub fn copy_range(
-        &self,
-        from: (u64, u64),
-        to: (u64, u64),
-        len: u64,
-        privileged: bool,
-    ) -> Result<u64> {
-        const STEP: u64 = 1 << 20;
-        let (source, target) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
-        let mut buffer = ReadBuffer::default();
-        let mut done = 0;
-        while done < len {
-            let step = (len - done).min(STEP) as usize;
-            let copied = source
-                .file
-                .read(from.1 + done, step, &mut buffer)
-                .and_then(|range| {
-                    let n = range.len();
-                    target.file.write(to.1 + done, buffer.slice(range))?;
-                    Ok(n)
-                });
-            match copied {
-                Ok(0) => break,
-                Ok(n) => done += n as u64,
-                Err(error) if done == 0 => return Err(error.into()),
-                Err(_) => break,
-            }
-        }
-        if !privileged && done > 0 {
-            strip_privileges(&target.inode)?;
-        }
-        Ok(done)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Noticing that a directory's files are opened one after the other, and having
-//! the keys of the next ones unwrapped before they are asked for.
+//! the next ones read from the disk, and their keys unwrapped, before they are asked
+//! for.
 //!
 //! Nothing is read for this before several files of a directory had to wait for
-//! their keys: listing, `stat` and removing never lead here.
+//! their keys or, where keys are local, for their content: listing, `stat` and
+//! removing never lead here.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
@@ -37,6 +39,14 @@ const PAUSE: Duration = Duration::from_secs(10);
 const LARGEST_GAP: usize = 16;
 /// Files to look ahead at first, and at the most.
 const WINDOW: Range<usize> = 64..1024;
+/// The same where only their content is to be had, which takes more memory.
+const WINDOW_OF_CONTENT: Range<usize> = 32..128;
+/// How much of a file is read ahead: that of a small one which is read whole when
+/// it is opened.
+const CONTENT: u64 = 132 << 10;
+/// Where only content is to be had, directories of more bytes than this are not
+/// listed for it: some 100,000 entries.
+const LARGEST_LISTED: u64 = 8 << 20;
 /// The most files of a directory that are remembered, from the present one on.
 const LONGEST_RUN: usize = 32_768;
 /// Directories at once.
@@ -107,6 +117,8 @@ struct Run {
     /// The first file that was not looked at.
     edge: usize,
     window: usize,
+    /// The largest that the window becomes.
+    most: usize,
     /// Files that had to wait for their keys in spite of all this.
     astray: usize,
 }
@@ -115,7 +127,7 @@ impl Run {
     /// Whether this file is far from where the others were opened.
     fn is_astray(&self, host_ino: u64) -> bool {
         let position = self.positions.get(&host_ino);
-        position.is_none_or(|at| at + 2 * WINDOW.end < self.edge)
+        position.is_none_or(|at| at + 2 * self.most < self.edge)
     }
 
     /// The files to look at now that this one was opened.
@@ -127,20 +139,21 @@ impl Run {
         let start = self.edge.max(next);
         let end = (start + self.window).min(self.files.len());
         self.edge = end;
-        self.window = (2 * self.window).min(WINDOW.end);
+        self.window = (2 * self.window).min(self.most);
         Some(start..end)
     }
 }
 
 impl Fs {
-    /// To be called when a file was opened.
-    pub(super) fn opened(self: &Arc<Self>, inode: &Inode) {
-        if self.volume.keys.is_local() {
-            return;
-        }
+    /// To be called when a file was opened; `read` says that its content was had
+    /// from the backing file for the first time.
+    pub(super) fn opened(self: &Arc<Self>, inode: &Inode, read: bool) {
         let siblings = &self.siblings;
         // Threads that may not wait only open files whose keys are in memory.
-        let cold = patience::may_wait();
+        let cold = match self.volume.keys.is_local() {
+            true => read,
+            false => patience::may_wait(),
+        };
         if !cold && siblings.runs.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -219,6 +232,11 @@ impl Fs {
 
     fn find_order(&self, parent: u64, opened: &[u64]) -> Result<Option<Run>> {
         let directory = self.inodes.get(parent)?;
+        let local = self.volume.keys.is_local();
+        if local && dir::stat(directory.fd()?)?.stx_size > LARGEST_LISTED {
+            return Ok(None);
+        }
+        let window = if local { WINDOW_OF_CONTENT } else { WINDOW };
         let entries = dir::list(directory.fd()?)?;
         // Plain names are had from memory alone, but for a directory's id.
         let mut files = Vec::with_capacity(entries.len());
@@ -234,17 +252,17 @@ impl Fs {
         };
         // As `ls -U` lists them, as a shell's patterns do, as `fts` does.
         if let Some(run) = in_order(&files, opened) {
-            return Ok(Some(run.of(names(files))));
+            return Ok(Some(run.of(names(files), window)));
         }
         files.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         if let Some(run) = in_order(&files, opened) {
-            return Ok(Some(run.of(names(files))));
+            return Ok(Some(run.of(names(files), window)));
         }
         files.sort_unstable_by_key(|(_, (_, ino))| *ino);
-        Ok(in_order(&files, opened).map(|run| run.of(names(files))))
+        Ok(in_order(&files, opened).map(|run| run.of(names(files), window)))
     }
 
-    /// Has the keys of some files unwrapped.
+    /// Has some files read, and their keys unwrapped.
     fn look_ahead(
         self: &Arc<Self>,
         parent: u64,
@@ -264,19 +282,30 @@ impl Fs {
 
     fn prefetch(&self, parent: u64, files: &[(CString, u64)]) -> Result<()> {
         let directory = self.inodes.get(parent)?;
+        let local = self.volume.keys.is_local();
         let mut head = vec![0; self.volume.layout().head_size()];
         let mut wanted = Vec::with_capacity(files.len());
         for (name, ino) in files {
-            // One that is open has its key.
-            if self.files.get(*ino).is_some() {
+            // One that is open has its key, and what the kernel has it need not be
+            // given.
+            let known = self.inodes.get(self.inodes.visible(*ino));
+            let offered = known.is_ok_and(|inode| inode.offered.load(Ordering::Relaxed));
+            if self.files.get(*ino).is_some() || (local && offered) {
                 continue;
             }
             // Gone by now, or not for us to read: then it needs no key.
             let Ok(fd) = dir::open_unnoticed(directory.fd()?, name.to_bytes()) else {
                 continue;
             };
+            let file = HostFile::new(fd);
+            if !offered {
+                file.will_need(0, CONTENT);
+            }
+            if local {
+                continue;
+            }
             head.fill(0);
-            let read = HostFile::new(fd).read_at(&mut [IoSliceMut::new(&mut head)], 0);
+            let read = file.read_at(&mut [IoSliceMut::new(&mut head)], 0);
             if read.is_ok() {
                 wanted.extend(wanted_key(&self.volume, &head));
             }
@@ -304,7 +333,7 @@ fn in_order(files: &[(Vec<u8>, (CString, u64))], opened: &[u64]) -> Option<Order
 }
 
 impl Order {
-    fn of(self, mut files: Vec<(CString, u64)>) -> Run {
+    fn of(self, mut files: Vec<(CString, u64)>, window: Range<usize>) -> Run {
         files.drain(..self.start);
         files.truncate(LONGEST_RUN);
         let numbered = files.iter().enumerate();
@@ -312,7 +341,8 @@ impl Order {
             positions: numbered.map(|(at, (_, ino))| (*ino, at)).collect(),
             files: files.into(),
             edge: 0,
-            window: WINDOW.start,
+            window: window.start,
+            most: window.end,
             astray: 0,
         }
     }

@@ -18,6 +18,7 @@ use fuser::{
 
 use crate::content::ContentError;
 use crate::fs::{Changes, Entry, Fs, FsError, ReadBuffer, WriteKind};
+use crate::keys::KeyError;
 use crate::keys::audit::caller;
 
 use super::convert::{
@@ -254,10 +255,23 @@ impl Filesystem for Adapter {
         caller::set(req.pid(), req.uid());
         let options = open_options(flags);
         let notices = self.notices.clone();
-        let work = move |fs: &Arc<Fs>| fs.open(ino.0, options);
+        let offer = {
+            let notices = notices.clone();
+            let cached = flags.0 & libc_o::DIRECT == 0;
+            move |content: &[u8]| {
+                if cached {
+                    notices.store(ino, content);
+                }
+            }
+        };
+        let work = {
+            let offer = offer.clone();
+            move |fs: &Arc<Fs>| fs.open(ino.0, options, offer)
+        };
+        let again = || move |fs: &Arc<Fs>| fs.open(ino.0, options, offer);
         let finish = move |result| {
             if let Err(FsError::Content(ContentError::Key(error))) = &result
-                && error.is_refusal()
+                && (error.is_refusal() || matches!(error, KeyError::Locked))
             {
                 // What the kernel still has of it, no one may see any more.
                 notices.drop_pages(ino.0);
@@ -265,7 +279,7 @@ impl Filesystem for Adapter {
             answer!("open", ino, result, reply, |handle| reply
                 .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
         };
-        self.served.serve(work, || work, finish);
+        self.served.serve(work, again, finish);
     }
 
     fn create(
@@ -580,32 +594,22 @@ impl Filesystem for Adapter {
         }
     }
 
+    /// Not implemented, which the kernel remembers: it then copies in its own page
+    /// cache, where the source often is, and writes the copy back as any other
+    /// write. Here it would be decrypted and encrypted within one request.
     fn copy_file_range(
         &self,
-        req: &Request,
-        ino_in: INodeNo,
-        fh_in: FileHandle,
-        offset_in: u64,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
         _ino_out: INodeNo,
-        fh_out: FileHandle,
-        offset_out: u64,
-        len: u64,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        caller::set(req.pid(), req.uid());
-        // The reply has 32 bits for the count.
-        let len = len.min(1 << 30);
-        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-        let privileged = privileged(req);
-        let work = move |fs: &Arc<Fs>| fs.copy_range(from, to, len, privileged);
-        self.served.serve(
-            work,
-            || work,
-            move |result| {
-                answer!("copy_file_range", ino_in, result, reply, |n| reply
-                    .written(n as u32));
-            },
-        );
+        reply.error(Errno::ENOSYS);
     }
 }

@@ -127,6 +127,7 @@ pub(super) fn open_options(flags: OpenFlags) -> OpenOptions {
 pub(super) mod libc_o {
     pub(crate) const TRUNC: i32 = 0o1000;
     pub(crate) const EXCL: i32 = 0o200;
+    pub(crate) const DIRECT: i32 = 0o40000;
 }
 
 /// Replies with a value, or how long it is.

@@ -52,6 +52,16 @@ impl Notices {
         }
     }
 
+    /// Puts a file's whole content into the kernel's page cache. Only for a file
+    /// that nobody has open: this waits for the pages, and whoever is reading one
+    /// may be waiting for the thread that called this.
+    pub(super) fn store(&self, ino: INodeNo, content: &[u8]) {
+        if let Some(notifier) = self.direct.get() {
+            // Without it the kernel reads the file.
+            let _ = notifier.store(ino, 0, content);
+        }
+    }
+
     /// Makes the kernel write back and drop what it holds of a file from
     /// `offset` on, then calls `then`.
     pub(super) fn write_back(&self, ino: u64, offset: u64, then: impl FnOnce() + Send + 'static) {

@@ -63,7 +63,7 @@ fn plain_error(error: &std::io::Error) -> Errno {
 }
 
 impl Pair {
-    /// Opens, closes, reads, writes, copies.
+    /// Opens, closes, reads, writes.
     pub(crate) fn data(&mut self, op: &Op) -> Outcome<()> {
         match op.what {
             What::Open => self.open(op),
@@ -80,8 +80,7 @@ impl Pair {
                 let (number, file) = self.handle(at);
                 self.compare_content(number, &file, offset(op.x), length(op.y))
             }
-            What::Write => self.write(op),
-            _ => self.copy(op),
+            _ => self.write(op),
         }
     }
 
@@ -100,8 +99,13 @@ impl Pair {
             truncate: write && op.x & 0x1f == 0x1f,
         };
         let node = &self.nodes[at];
-        let ours = self.fs().open(node.ino, options);
+        let mut offered = None;
+        let offer = |content: &[u8]| offered = Some(content.to_vec());
+        let ours = self.fs().open(node.ino, options, offer);
         let opened = dir::reopen(&node.host, write);
+        if let Some(content) = offered {
+            self.compare_offered(&node.host, &content)?;
+        }
         let Some((number, fd)) = same(ours, opened)? else {
             return Ok(());
         };
@@ -117,6 +121,14 @@ impl Pair {
         }
         self.handles.push(handle);
         Ok(())
+    }
+
+    /// What the kernel would be given of a small file when it is opened: all of it.
+    pub(crate) fn compare_offered(&self, plain: impl AsFd, content: &[u8]) -> Outcome<()> {
+        let file = File::from(dir::reopen(plain, false).map_err(|e| e.to_string())?);
+        let len = file.metadata().map_err(|e| e.to_string())?.len() as usize;
+        let all = Self::plain_bytes(&file, 0, len)?;
+        equal("content offered", content == all, true)
     }
 
     fn write(&mut self, op: &Op) -> Outcome<()> {
@@ -136,32 +148,6 @@ impl Pair {
         let ours = self.fs().write(number, at, &data, !self.root);
         let written = file.write_all_at(&data, at);
         same(ours, written.map_err(|e| plain_error(&e))).map(drop)
-    }
-
-    fn copy(&mut self, op: &Op) -> Outcome<()> {
-        let (from, to) = (self.pick_handle(op.a, false), self.pick_handle(op.b, true));
-        let (Some(from), Some(to)) = (from, to) else {
-            return Ok(());
-        };
-        let (start, end) = (offset(op.x), offset(op.y));
-        let len = length(op.x ^ op.y);
-        let one_file = self.handles[from].host_ino == self.handles[to].host_ino;
-        if one_file && start.abs_diff(end) < len as u64 {
-            return Ok(());
-        }
-        self.touch(self.handles[to].host_ino);
-        let ((source, plain_source), (target, plain_target)) = (self.handle(from), self.handle(to));
-        let data = Self::plain_bytes(&plain_source, start, len)?;
-        let written = plain_target.write_all_at(&data, end);
-        // The kernel asks for no more than the source has.
-        let there = data.len() as u64;
-        let ours = self
-            .fs()
-            .copy_range((source, start), (target, end), there, self.root);
-        match same(ours, written.map_err(|e| plain_error(&e)))? {
-            Some((copied, ())) => equal("bytes copied", copied, data.len() as u64),
-            None => Ok(()),
-        }
     }
 
     /// Changes sizes and holes.

@@ -250,7 +250,7 @@ impl Pair {
             What::Create | What::Mknod | What::Mkdir | What::Symlink => self.make(op),
             What::Link | What::Unlink | What::Rmdir | What::Rename => self.names(op),
             What::Lookup | What::List | What::ListWhileChanging => self.look(op),
-            What::Open | What::Close | What::Read | What::Write | What::Copy => self.data(op),
+            What::Open | What::Close | What::Read | What::Write => self.data(op),
             What::Truncate | What::Punch | What::Zero | What::Allocate => self.space(op),
             What::Seek | What::Fsync | What::Commit | What::Checkpoint => self.position(op),
             What::Chmod | What::Chown | What::Times | What::Readlink => self.attributes(op),

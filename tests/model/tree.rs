@@ -381,8 +381,13 @@ impl Pair {
             }
             FileKind::Regular => {
                 let options = OpenOptions::default();
-                let number = self.fs().open(ino, options);
+                let mut offered = None;
+                let offer = |content: &[u8]| offered = Some(content.to_vec());
+                let number = self.fs().open(ino, options, offer);
                 let number = number.map_err(|e| format!("open: {e}"))?;
+                if let Some(content) = offered {
+                    self.compare_offered(plain, &content)?;
+                }
                 let file = File::from(host(dir::reopen(plain, false))?);
                 let compared = self.compare_content(number, &file, 0, attr.size as usize + 1);
                 self.fs().release(number);
