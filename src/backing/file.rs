@@ -3,9 +3,10 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{self, Advice, FallocateFlags, SeekFrom, Timespec, Timestamps};
-use rustix::io::{self, Errno};
+use rustix::io::{self, Errno, ReadWriteFlags};
 
 use super::Result;
 
@@ -19,6 +20,17 @@ pub trait BackingFile: Send + Sync {
 
     /// Writes all of the buffers in turn. Advances the slices.
     fn write_at(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()>;
+
+    /// As [`Self::write_at`], for much data that is not read again soon: it is on
+    /// its way to the disk at once, so a later sync has less to wait for, and it
+    /// leaves the host's page cache when it is there.
+    fn write_behind(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()> {
+        self.write_at(bufs, offset)
+    }
+
+    /// Says that of what is read and written most is not wanted again, so that it
+    /// is the first to leave the host's page cache.
+    fn mostly_once(&self) {}
 
     /// Says that a range is about to be read, so that it can be on its way.
     fn will_need(&self, offset: u64, len: u64);
@@ -47,6 +59,9 @@ pub trait BackingFile: Send + Sync {
     fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<()>;
 }
 
+/// `RWF_DONTCACHE` of Linux 6.14 and later (`linux/fs.h`).
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
 /// A file of the host.
 #[derive(Debug)]
 pub struct HostFile(OwnedFd);
@@ -55,6 +70,26 @@ impl HostFile {
     /// Takes over an open descriptor.
     pub fn new(fd: OwnedFd) -> Self {
         Self(fd)
+    }
+
+    fn write_with(
+        &self,
+        mut bufs: &mut [IoSlice<'_>],
+        mut offset: u64,
+        flags: ReadWriteFlags,
+    ) -> Result<()> {
+        while !bufs.is_empty() {
+            match io::pwritev2(&self.0, bufs, offset, flags) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(n) => {
+                    offset += n as u64;
+                    IoSlice::advance_slices(&mut bufs, n);
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -82,19 +117,25 @@ impl BackingFile for HostFile {
         Ok(total)
     }
 
-    fn write_at(&self, mut bufs: &mut [IoSlice<'_>], mut offset: u64) -> Result<()> {
-        while !bufs.is_empty() {
-            match io::pwritev(&self.0, bufs, offset) {
-                Ok(0) => return Err(Errno::IO),
-                Ok(n) => {
-                    offset += n as u64;
-                    IoSlice::advance_slices(&mut bufs, n);
-                }
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e),
+    fn write_at(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()> {
+        self.write_with(bufs, offset, ReadWriteFlags::empty())
+    }
+
+    fn write_behind(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()> {
+        static UNSUPPORTED: AtomicBool = AtomicBool::new(false);
+        if !UNSUPPORTED.load(Ordering::Relaxed) {
+            // Refused before anything is written.
+            match self.write_with(bufs, offset, DONTCACHE) {
+                Err(Errno::OPNOTSUPP | Errno::INVAL) => UNSUPPORTED.store(true, Ordering::Relaxed),
+                result => return result,
             }
         }
-        Ok(())
+        self.write_at(bufs, offset)
+    }
+
+    fn mostly_once(&self) {
+        // Only a hint, and not every kernel takes it.
+        let _ = fs::fadvise(&self.0, 0, None, Advice::NoReuse);
     }
 
     fn will_need(&self, offset: u64, len: u64) {

@@ -49,6 +49,10 @@ const CIPHERS: usize = 8;
 /// kernel reads ahead by default.
 const SMALL: u64 = 128 << 10;
 
+/// Bytes of a file from which on its ciphertext is not to crowd the page cache,
+/// which has its plaintext, too.
+const LARGE: u64 = 1 << 20;
+
 thread_local! {
     /// Where small files are read and decrypted.
     static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -177,6 +181,9 @@ impl EncryptedFile {
         head: &[u8],
     ) -> Result<Arc<Self>> {
         let size = volume.layout().plain_len(backing_len);
+        if size >= LARGE {
+            backing.mostly_once();
+        }
         let end = volume.layout().block_count(size);
         let journal = volume.journal.as_ref();
         let recorded = journal.is_some_and(|j| j.has_records_from(ino, end));

@@ -20,6 +20,11 @@ thread_local! {
     static RUN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes of fresh blocks in one request from which on they are sent to the disk
+/// without waiting for a sync: the kernel has them in the clear, so nobody reads
+/// them from here soon.
+const LONG_RUN: usize = 256 << 10;
+
 /// Pending bytes of one file at which a writer puts them in place itself.
 const MOST_PENDING: usize = 8 << 20;
 
@@ -239,7 +244,11 @@ impl EncryptedFile {
                 }
             }
             let backing = &state.backing;
-            backing.write_at(&mut [IoSlice::new(out)], run_offset)?;
+            let bufs = &mut [IoSlice::new(out)];
+            match out.len() < LONG_RUN {
+                true => backing.write_at(bufs, run_offset)?,
+                false => backing.write_behind(bufs, run_offset)?,
+            }
             if !adjacent {
                 let (group, _, page) = groups.remove(0);
                 self.store_page(state, group, page)?;
