@@ -98,6 +98,8 @@ struct State {
     /// A flush failed. The kernel has then dropped what it could not write, so
     /// no later flush may claim that it is there.
     broken: Option<Errno>,
+    /// Some file has so many blocks pending that a commit should not wait.
+    commit_wanted: bool,
 }
 
 /// The journal of a mounted volume.
@@ -157,6 +159,7 @@ impl Journal {
                 last_append: Instant::now(),
                 failed: None,
                 broken: None,
+                commit_wanted: false,
             }),
             durable: AtomicU64::new(0),
             flushing: Mutex::new(()),
@@ -311,6 +314,15 @@ impl Journal {
         Ok(())
     }
 
+    /// Has [`Self::commit`] called soon, on the thread that looks after the journal.
+    pub(super) fn want_commit(&self) {
+        let mut state = self.state.lock();
+        if !state.commit_wanted {
+            state.commit_wanted = true;
+            self.work.notify_one();
+        }
+    }
+
     /// Makes every overwrite durable and puts it in place; gives the newest
     /// record that this covered.
     ///
@@ -432,22 +444,26 @@ impl Journal {
         {
             let mut state = self.state.lock();
             // After a failure the next try can wait, too.
-            if state.failed.is_some() || state.segments[state.active].end <= SOFT {
+            let due = state.commit_wanted || state.segments[state.active].end > SOFT;
+            if state.failed.is_some() || !due {
                 self.work.wait_for(&mut state, timeout);
             }
         }
-        let (idle, long, any) = {
-            let state = self.state.lock();
+        let (idle, long, any, wanted) = {
+            let mut state = self.state.lock();
+            let wanted = std::mem::take(&mut state.commit_wanted);
             let active = &state.segments[state.active];
             let any = state.segments.iter().any(|s| !s.touched.is_empty());
             let long = active.end > SOFT || active.touched.len() > MOST_FILES;
-            (state.last_append.elapsed(), long, any)
+            (state.last_append.elapsed(), long, any, wanted)
         };
         let result = if long || (any && idle > IDLE) {
             let result = self.checkpoint();
             self.state.lock().failed = result.clone().err();
             self.room.notify_all();
             result
+        } else if wanted {
+            self.commit().map(drop)
         } else {
             self.commit_if_old()
         };

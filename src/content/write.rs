@@ -25,8 +25,15 @@ thread_local! {
 /// them from here soon.
 const LONG_RUN: usize = 256 << 10;
 
-/// Pending bytes of one file at which a writer puts them in place itself.
-const MOST_PENDING: usize = 8 << 20;
+/// Pending bytes of one file at which they are put in place without waiting for
+/// their time.
+const MANY_PENDING: usize = 8 << 20;
+/// Pending bytes at which a writer does that itself, as it is faster than the thread
+/// whose work it is.
+const MOST_PENDING: usize = 40 << 20;
+
+/// Most blocks put in place without letting go of the file.
+const AT_ONCE: usize = 256;
 
 impl EncryptedFile {
     /// Writes `data` at `offset`, all of it or an error.
@@ -67,6 +74,10 @@ impl EncryptedFile {
         };
         if pending > MOST_PENDING {
             self.settle_pending()?;
+        } else if pending > MANY_PENDING
+            && let Some(journal) = &self.volume.journal
+        {
+            journal.want_commit();
         }
         Ok(())
     }
@@ -265,18 +276,27 @@ impl EncryptedFile {
     }
 
     /// Puts the pending blocks whose records are durable (up to `durable`) in
-    /// place. A failure is kept for the next sync; the blocks stay pending.
+    /// place, some at a time so that others get at the file in between. A failure
+    /// is kept for the next sync; the blocks stay pending.
     pub(super) fn apply(&self, durable: u64) {
+        let mut from = 0;
+        while let Some(next) = self.apply_some(durable, from) {
+            from = next;
+        }
+    }
+
+    /// Puts the first of them from block `from` on in place; gives the block to go
+    /// on from, if there may be more.
+    fn apply_some(&self, durable: u64, from: u64) -> Option<u64> {
         let mut state = self.state.write();
         let ready: Vec<u64> = state
             .pending
-            .iter()
+            .range(from..)
             .filter(|(_, p)| p.record <= durable)
             .map(|(&index, _)| index)
+            .take(AT_ONCE)
             .collect();
-        if ready.is_empty() {
-            return;
-        }
+        let last = *ready.last()?;
         let backing = state.backing.clone();
         let result = backing.keeping_mtime(&mut || Ok(self.put_in_place(&state, &ready)?));
         match result {
@@ -284,6 +304,7 @@ impl EncryptedFile {
                 for index in ready {
                     state.pending.remove(&index);
                 }
+                Some(last + 1)
             }
             Err(error) => {
                 log::error!(
@@ -292,6 +313,7 @@ impl EncryptedFile {
                     ready.len()
                 );
                 state.deferred = Some(error.into());
+                None
             }
         }
     }
