@@ -164,6 +164,7 @@ fn serve(
     secret::lock_again();
     process::lock_memory();
     process::raise_descriptor_limit();
+    process::serve_under_others_limits();
     let mounted = open(arguments, options, place)?;
     let source = backing.display().to_string();
     let terms = arguments.lease_terms();

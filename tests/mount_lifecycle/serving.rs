@@ -232,3 +232,40 @@ fn options_that_mount_takes_reach_the_kernel() {
         Some(libc::EACCES)
     );
 }
+
+#[test]
+fn a_mount_has_neither_the_limits_nor_the_privileges_of_who_mounts() {
+    needs_mounts!();
+    let volume = Volume::new();
+    let kmsfs = volume.kmsfs();
+    let limited = Command::new("sh")
+        .args(["-c", "ulimit -f 100 && exec \"$@\"", "sh"])
+        .arg(kmsfs.get_program())
+        .arg("mount")
+        .args([volume.backing(), volume.point()])
+        .envs(kmsfs.get_envs().filter_map(|(k, v)| Some((k, v?))))
+        .output()
+        .unwrap();
+    assert!(limited.status.success(), "{}", said(&limited));
+    let file = File::create(volume.point().join("large")).unwrap();
+    let content = common::noise(1, 3 << 20);
+    std::io::Write::write_all(&mut &file, &content).unwrap();
+    file.sync_all().unwrap();
+    assert!(fs::read(volume.point().join("large")).unwrap() == content);
+    // Quotas do not hold for who has this capability.
+    const SYS_RESOURCE: u32 = 24;
+    let daemon = processes_naming(volume.point())[0];
+    for task in fs::read_dir(format!("/proc/{daemon}/task")).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let sets = status
+            .lines()
+            .filter(|l| l.starts_with("CapEff") || l.starts_with("CapPrm"));
+        for line in sets {
+            let set = u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap();
+            assert_eq!(set >> SYS_RESOURCE & 1, 0, "{line}");
+        }
+    }
+    drop(file);
+    let output = volume.run(&["umount", text(volume.point())]);
+    assert!(output.status.success(), "{}", said(&output));
+}
