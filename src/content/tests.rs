@@ -521,6 +521,26 @@ fn a_revoke_does_not_outrun_the_truncation() {
     assert!(content.is_ok(), "{content:?}");
 }
 
+/// Cut off, closed, opened, written again; the host writes back the metadata page alone.
+#[test]
+fn what_was_cut_off_before_a_close_does_not_meet_new_entries() {
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    file.write(0, &[1; 10 * 4096]).unwrap();
+    disk.unmount(file);
+    let file = disk.mount();
+    file.set_size(5 * 4096).unwrap();
+    let file = disk.reopen(file);
+    file.write(5 * 4096, &[2; 4096]).unwrap();
+    drop(file);
+    let head = disk.file.0.lock().now[..4096].to_vec();
+    disk.file.0.lock().durable[..4096].copy_from_slice(&head);
+    let durable = disk.file.0.lock().durable.clone();
+    let file = MemFile::holding(durable);
+    let content = read_all(&Disk { file, ..disk }.mount());
+    assert!(content.is_ok(), "{content:?}");
+}
+
 /// Found by fsx: a short last block waits in the journal, the file grows, and the
 /// block after it comes to wait as well. Both are put in place at once.
 #[test]
