@@ -82,3 +82,12 @@ impl KeyLen {
         }
     }
 }
+
+/// A point in time: seconds since 1970 (may be negative) and nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimeSpec {
+    /// Whole seconds, rounded down.
+    pub sec: i64,
+    /// Nanoseconds since then.
+    pub nsec: u32,
+}

@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use common::sys::as_user;
@@ -143,4 +143,53 @@ fn many_files_of_a_user_survive_forgetting() {
             assert!(fs::read(mount.join(format!("f{i}"))).unwrap() == common::noise(i, 2000));
         }
     });
+}
+
+/// The daemon is no more than this user, and needs to get into directories that the
+/// user has closed.
+#[test]
+fn directories_that_their_owner_closed() {
+    let Some(volume) = volume() else { return };
+    let mut mount = Mount::of(volume, Options::default());
+    let set_mode = |path: &std::path::Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let long = "n".repeat(255);
+    as_user(USER, USER, &[], || {
+        for bits in [0o000, 0o100, 0o200, 0o300, 0o400, 0o500, 0o600, 0o077] {
+            let (dir, other) = (mount.join("d"), mount.join("other"));
+            fs::create_dir(&dir).unwrap();
+            set_mode(&dir, bits);
+            fs::remove_dir(&dir).unwrap_or_else(|error| panic!("rmdir {bits:o}: {error}"));
+            fs::create_dir(&dir).unwrap();
+            fs::create_dir(&other).unwrap();
+            set_mode(&dir, bits);
+            fs::rename(&other, &dir).unwrap_or_else(|error| panic!("rename {bits:o}: {error}"));
+            fs::write(dir.join("f"), b"in it").unwrap();
+            fs::write(dir.join(&long), b"in it").unwrap();
+            set_mode(&dir, bits);
+            let refused = fs::remove_dir(&dir).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::ENOTEMPTY), "{bits:o}");
+            assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, bits);
+            set_mode(&dir, 0o700);
+            fs::remove_dir_all(&dir).unwrap();
+        }
+        fs::create_dir(mount.join("listed")).unwrap();
+        fs::write(mount.join("listed/f"), b"in it").unwrap();
+        fs::write(mount.join("listed").join(&long), b"in it").unwrap();
+        set_mode(&mount.join("listed"), 0o400);
+    });
+    for _ in 0..2 {
+        as_user(USER, USER, &[], || {
+            let dir = mount.join("listed");
+            let list = fs::read_dir(&dir).unwrap();
+            let mut names: Vec<_> = list.map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["f", long.as_str()]);
+            let refused = fs::metadata(dir.join("f")).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+            assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o400);
+        });
+        mount.remount();
+    }
 }

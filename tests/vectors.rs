@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use kmsfs::backing::{BackingFile, HostFile};
 use kmsfs::content::replay::{Finder, replay};
-use kmsfs::content::{self, ContentError, EncryptedFile, KeySource, ReadBuffer, VolumeContext};
+use kmsfs::content::{
+    self, ChangeTimes, ContentError, EncryptedFile, KeySource, ReadBuffer, VolumeContext,
+};
 use kmsfs::crypto::{DataKey, FileKey, NameCipher, Seal, Suite, VolumeKeys, sha256};
 use kmsfs::format::config::VolumeConfig;
 use kmsfs::format::header::{Header, Recipient};
@@ -389,6 +391,10 @@ impl KeySource for OneKey {
         Ok(Arc::new(DataKey::from_bytes(&self.0).unwrap()))
     }
 
+    fn renew(&self, file: FileId, wrapped: &[WrappedKey]) -> Result<Arc<DataKey>, KeyError> {
+        self.unwrap(file, wrapped)
+    }
+
     fn is_local(&self) -> bool {
         true
     }
@@ -409,8 +415,10 @@ fn volume_context(key: Vec<u8>, unclean: Vec<u32>) -> Arc<VolumeContext> {
         volume,
         keys: Box::new(OneKey(key)),
         journal: None,
+        change_times: ChangeTimes::default(),
         epoch: 9,
         unclean,
+        locked: Default::default(),
     })
 }
 

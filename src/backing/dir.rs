@@ -234,6 +234,29 @@ pub fn list(dir: impl AsFd) -> Result<Vec<DirEntry>> {
     }
 }
 
+/// Does `act`; where that is refused, gives what `fd` refers to `bits` of access
+/// for the moment in which it is done again. For a process that runs as the owner
+/// and needs more than the owner has left to itself.
+///
+/// # Errors
+/// Those of `act`.
+pub fn with_access<T>(fd: impl AsFd, bits: u32, act: impl Fn() -> Result<T>) -> Result<T> {
+    let refused = match act() {
+        Err(error @ Errno::ACCESS) => error,
+        other => return other,
+    };
+    let mode = u32::from(stat(&fd)?.stx_mode) & 0o7777;
+    if mode & bits == bits || chmod(&fd, mode | bits).is_err() {
+        return Err(refused);
+    }
+    let done = act();
+    match chmod(&fd, mode) {
+        // It was a directory to be removed.
+        Err(error) if !is_absent(error) => Err(error),
+        _ => done,
+    }
+}
+
 /// Takes the lock that a mount of the volume holds, without waiting.
 ///
 /// # Errors

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{self, Advice, FallocateFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::{self, Errno, ReadWriteFlags};
 
+use crate::types::TimeSpec;
+
 use super::Result;
 
 /// What the content layer needs of a file; the seam at which tests put files
@@ -55,8 +57,9 @@ pub trait BackingFile: Send + Sync {
     fn next_data(&self, offset: u64) -> Result<Option<u64>>;
 
     /// Runs `change` and puts the modification time back to what it was: for
-    /// changes the user of the file did not make just now.
-    fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+    /// changes the user of the file did not make just now. Gives the change times
+    /// before and after.
+    fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<[TimeSpec; 2]>;
 }
 
 /// `RWF_DONTCACHE` of Linux 6.14 and later (`linux/fs.h`).
@@ -178,7 +181,7 @@ impl BackingFile for HostFile {
         }
     }
 
-    fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<[TimeSpec; 2]> {
         let before = fs::fstat(&self.0)?;
         change()?;
         let times = Timestamps {
@@ -193,8 +196,12 @@ impl BackingFile for HostFile {
         };
         match fs::futimens(&self.0, &times) {
             // Another user's file on an unprivileged mount: its time moves.
-            Err(Errno::PERM) => Ok(()),
-            other => other,
+            Err(Errno::PERM) => {}
+            other => other?,
         }
+        Ok([before, fs::fstat(&self.0)?].map(|stat| TimeSpec {
+            sec: stat.st_ctime,
+            nsec: stat.st_ctime_nsec as u32,
+        }))
     }
 }

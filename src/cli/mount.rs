@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::cli::control::{Control, ControlTarget};
@@ -164,6 +165,11 @@ fn serve(
     secret::lock_again();
     process::lock_memory();
     process::raise_descriptor_limit();
+    process::serve_under_others_limits();
+    // Past a file size limit that could not be lifted a write is an error, and not
+    // the end of the mount.
+    flag::register(SIGXFSZ, Arc::default())
+        .map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))?;
     let mounted = open(arguments, options, place)?;
     let source = backing.display().to_string();
     let terms = arguments.lease_terms();

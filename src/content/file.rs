@@ -187,6 +187,8 @@ impl EncryptedFile {
         let end = volume.layout().block_count(size);
         let journal = volume.journal.as_ref();
         let recorded = journal.is_some_and(|j| j.has_records_from(ino, end));
+        let freed = journal.is_some_and(|j| j.is_freed(ino));
+        let last_record = journal.map_or(0, |j| j.newest_of(ino));
         let mut identity = None;
         let lease = Lease::default();
         let mut pages = Pages::default();
@@ -211,15 +213,16 @@ impl EncryptedFile {
                 identity,
                 pending: BTreeMap::new(),
                 pending_since: Instant::now(),
-                last_record: 0,
-                freed: false,
+                last_record,
+                freed,
                 revoke_from: recorded.then_some(end),
                 end_clean: backing_len == 0,
                 deferred: None,
                 withheld: None,
             }),
             pages: Mutex::new(pages),
-            unsynced: AtomicBool::new(false),
+            // Whoever had it open before may have left something.
+            unsynced: AtomicBool::new(true),
             settled: Mutex::default(),
             lease,
             ciphers: Mutex::default(),
@@ -336,7 +339,17 @@ impl EncryptedFile {
 
     fn synced(&self) {
         if self.state.read().freed && !self.unsynced.load(Ordering::Acquire) {
-            self.state.write().freed = false;
+            self.set_freed(&mut self.state.write(), false);
+        }
+    }
+
+    /// Sets `freed`, also for when the file is opened again.
+    pub(super) fn set_freed(&self, state: &mut State, freed: bool) {
+        if state.freed != freed {
+            state.freed = freed;
+            if let Some(journal) = &self.volume.journal {
+                journal.note_freed(self.ino, freed);
+            }
         }
     }
 

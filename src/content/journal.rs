@@ -23,7 +23,7 @@
 //!    durable at the latest when the file is next synced, which is when anything
 //!    may rely on what replaced them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,6 +114,9 @@ pub struct Journal {
     work: Condvar,
     /// Files with pending blocks, kept open until those are in place.
     pending: Mutex<HashMap<u64, Arc<EncryptedFile>>>,
+    /// Files of which blocks were freed, and which were not synced since: see
+    /// `before_reuse`. They may have been closed meanwhile.
+    freed: Mutex<HashSet<u64>>,
 }
 
 impl Journal {
@@ -167,6 +170,7 @@ impl Journal {
             room: Condvar::new(),
             work: Condvar::new(),
             pending: Mutex::new(HashMap::new()),
+            freed: Mutex::default(),
         }))
     }
 
@@ -216,6 +220,15 @@ impl Journal {
         let state = self.state.lock();
         let mut touched = state.segments.iter().filter_map(|s| s.touched.get(&ino));
         touched.any(|t| t.end > first)
+    }
+
+    /// A record that is not older than any of a file; 0 if it has none.
+    pub(super) fn newest_of(&self, ino: u64) -> u64 {
+        let state = self.state.lock();
+        match state.segments.iter().any(|s| s.touched.contains_key(&ino)) {
+            true => state.sequence - 1,
+            false => 0,
+        }
     }
 
     /// Makes earlier records of blocks `first ..= last` of a file void; gives
@@ -295,6 +308,20 @@ impl Journal {
     /// Keeps a file with pending blocks open until they are in place.
     pub(super) fn register(&self, ino: u64, file: Arc<EncryptedFile>) {
         self.pending.lock().insert(ino, file);
+    }
+
+    /// Remembers whether a file has freed blocks that no sync has covered.
+    pub(super) fn note_freed(&self, ino: u64, freed: bool) {
+        let mut files = self.freed.lock();
+        match freed {
+            true => files.insert(ino),
+            false => files.remove(&ino),
+        };
+    }
+
+    /// What [`Self::note_freed`] was told last of a file.
+    pub(super) fn is_freed(&self, ino: u64) -> bool {
+        self.freed.lock().contains(&ino)
     }
 
     /// Waits while the journal is so long that it must be checkpointed first.

@@ -1,6 +1,7 @@
 //! One encrypted file over a backing file: read, write, resize, holes, and the
 //! order in which changes reach the disk (`docs/CRASH_ORDER.md`).
 
+mod change_times;
 pub mod file;
 pub mod identity;
 pub mod journal;
@@ -18,6 +19,7 @@ mod mem_file;
 #[cfg(test)]
 mod tests;
 
+pub use change_times::ChangeTimes;
 pub use file::{EncryptedFile, NewIdentity};
 pub use journal::Journal;
 pub use read::ReadBuffer;
@@ -110,6 +112,8 @@ pub struct VolumeContext {
     pub keys: Box<dyn KeySource>,
     /// Its write-ahead journal; `None` on a read-only mount.
     pub journal: Option<Arc<Journal>>,
+    /// Change times that are not the backing files'.
+    pub change_times: ChangeTimes,
     /// This mount's epoch.
     pub epoch: u32,
     /// Epochs that ended without a clean unmount.

@@ -48,7 +48,7 @@ impl EncryptedFile {
         }
         state.backing.set_len(backing_len)?;
         state.size = size;
-        state.freed = size > 0;
+        self.set_freed(state, size > 0);
         let cut_off = |group: &u64| layout.meta_offset(*group) >= backing_len;
         self.settled.lock().retain(|group| !cut_off(group));
         let journal = self.volume.journal.as_ref();
@@ -174,7 +174,7 @@ impl EncryptedFile {
         }
         state.backing.sync(true)?;
         self.revoke(state, first, last - 1)?;
-        state.freed = true;
+        self.set_freed(state, true);
         let mut index = first;
         while index < last {
             let (group, _) = layout.group_of(index);
@@ -237,7 +237,7 @@ impl EncryptedFile {
         }
         if state.freed || state.revoke_from.is_some() {
             state.backing.sync(true)?;
-            state.freed = false;
+            self.set_freed(state, false);
         }
         if let Some(first) = state.revoke_from {
             self.revoke(state, first, u64::MAX)?;
@@ -276,7 +276,7 @@ impl EncryptedFile {
             return Ok(());
         }
         self.unsynced.store(true, Ordering::Release);
-        state.freed = true;
+        self.set_freed(state, true);
         match state.backing.punch(from, to - from) {
             Err(crate::backing::Errno::OPNOTSUPP) => {
                 bytes.fill(0);
@@ -326,7 +326,7 @@ impl EncryptedFile {
 
     /// Writes a page back without the entries that are ignored when it is read.
     fn rewrite_page(&self, state: &mut State, group: u64) -> Result<()> {
-        state.freed = true;
+        self.set_freed(state, true);
         self.unsynced.store(true, Ordering::Release);
         let page = self.page_to_change(state, group)?;
         self.store_page(state, group, page)

@@ -119,12 +119,22 @@ impl Disk {
             volume: self.volume.clone(),
             suite: Suite::Aes256Gcm,
             keys: Box::new(OpenKeys),
+            change_times: ChangeTimes::default(),
             epoch: page.epoch,
             unclean: page.unclean.clone(),
             locked: AtomicBool::default(),
             journal: Some(Journal::start(journals, page).unwrap()),
         };
         EncryptedFile::open(Arc::new(volume), INO, self.file.clone(), true).unwrap()
+    }
+
+    /// Closes and opens the file. It stays open as long as blocks wait.
+    fn reopen(&self, file: Arc<EncryptedFile>) -> Arc<EncryptedFile> {
+        let (volume, closed) = (file.volume.clone(), Arc::downgrade(&file));
+        drop(file);
+        closed
+            .upgrade()
+            .unwrap_or_else(|| EncryptedFile::open(volume, INO, self.file.clone(), true).unwrap())
     }
 
     fn unmount(&self, file: Arc<EncryptedFile>) {
@@ -169,6 +179,7 @@ enum Op {
     Sync,
     Commit,
     Checkpoint,
+    Reopen,
     Remount,
 }
 
@@ -182,6 +193,7 @@ fn op(most: u32) -> impl Strategy<Value = Op> {
         2 => Just(Op::Sync),
         1 => Just(Op::Commit),
         1 => Just(Op::Checkpoint),
+        2 => Just(Op::Reopen),
         1 => Just(Op::Remount),
     ]
 }
@@ -202,7 +214,7 @@ fn apply_to_model(model: &mut Vec<u8>, op: &Op) {
                 model[at as usize..end].fill(0);
             }
         }
-        Op::Sync | Op::Commit | Op::Checkpoint | Op::Remount => {}
+        Op::Sync | Op::Commit | Op::Checkpoint | Op::Reopen | Op::Remount => {}
     }
 }
 
@@ -225,6 +237,7 @@ fn apply_to_file(disk: &Disk, file: Arc<EncryptedFile>, op: &Op) -> Arc<Encrypte
         Op::Sync => drop(file.sync(true).unwrap()),
         Op::Commit => drop(journal.commit().unwrap()),
         Op::Checkpoint => journal.checkpoint().unwrap(),
+        Op::Reopen => return disk.reopen(file),
         Op::Remount => {
             drop(journal);
             disk.unmount(file);
@@ -306,7 +319,7 @@ proptest! {
                         let from = before.min(*size as usize) / block_size;
                         touched.extend(from..=before.max(*size as usize) / block_size);
                     }
-                    Op::Commit | Op::Checkpoint => {}
+                    Op::Commit | Op::Checkpoint | Op::Reopen => {}
                 }
                 resized |= model.len() != before;
             }
@@ -382,6 +395,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             volume: disk.volume.clone(),
             suite: Suite::Aes256Gcm,
             keys: Box::new(OpenKeys),
+            change_times: ChangeTimes::default(),
             epoch: 9,
             unclean: vec![],
             locked: AtomicBool::default(),
@@ -397,6 +411,19 @@ fn every_flipped_byte_is_noticed_or_harmless() {
         }
         disk.file.0.lock().now[at] ^= 0x40;
     }
+}
+
+/// PostgreSQL's checkpointer syncs what other processes wrote and closed.
+#[test]
+fn a_sync_covers_what_was_written_before_the_file_was_opened() {
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    file.write(0, &[7; 9000]).unwrap();
+    let file = disk.reopen(file);
+    file.sync(true).unwrap();
+    drop(file);
+    let disk = disk.cut(|_| 0);
+    assert_eq!(read_all(&disk.mount()).unwrap(), [7; 9000]);
 }
 
 // What a review of the crash order found.
@@ -491,6 +518,26 @@ fn a_revoke_does_not_outrun_the_truncation() {
     };
     let file = after.mount();
     let content = read_all(&file);
+    assert!(content.is_ok(), "{content:?}");
+}
+
+/// Cut off, closed, opened, written again; the host writes back the metadata page alone.
+#[test]
+fn what_was_cut_off_before_a_close_does_not_meet_new_entries() {
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    file.write(0, &[1; 10 * 4096]).unwrap();
+    disk.unmount(file);
+    let file = disk.mount();
+    file.set_size(5 * 4096).unwrap();
+    let file = disk.reopen(file);
+    file.write(5 * 4096, &[2; 4096]).unwrap();
+    drop(file);
+    let head = disk.file.0.lock().now[..4096].to_vec();
+    disk.file.0.lock().durable[..4096].copy_from_slice(&head);
+    let durable = disk.file.0.lock().durable.clone();
+    let file = MemFile::holding(durable);
+    let content = read_all(&Disk { file, ..disk }.mount());
     assert!(content.is_ok(), "{content:?}");
 }
 

@@ -300,7 +300,8 @@ impl EncryptedFile {
         let backing = state.backing.clone();
         let result = backing.keeping_mtime(&mut || Ok(self.put_in_place(&state, &ready)?));
         match result {
-            Ok(()) => {
+            Ok([before, after]) => {
+                self.volume.change_times.moved(self.ino, before, after);
                 for index in ready {
                     state.pending.remove(&index);
                 }

@@ -8,6 +8,7 @@ pub mod header;
 pub mod journal;
 pub mod layout;
 pub mod meta;
+pub mod times;
 mod wire;
 
 pub use layout::Layout;

@@ -1,15 +1,7 @@
 //! File attributes: the backing file's, with the plaintext's size.
 
 use crate::backing::dir::{Stat, StatxTimestamp};
-
-/// A point in time: seconds since the epoch (may be negative) and nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TimeSpec {
-    /// Whole seconds, rounded down.
-    pub sec: i64,
-    /// Nanoseconds since then.
-    pub nsec: u32,
-}
+use crate::types::TimeSpec;
 
 /// What kind of file an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +73,6 @@ impl FileKind {
 impl Attr {
     /// The attributes of a backing file as `ino`, with size `size`.
     pub(super) fn new(stat: &Stat, ino: u64, kind: FileKind, size: u64) -> Self {
-        let time = |t: StatxTimestamp| TimeSpec {
-            sec: t.tv_sec,
-            nsec: t.tv_nsec,
-        };
         let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
         Self {
             ino,
@@ -101,6 +89,14 @@ impl Attr {
             rdev: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
             withheld: false,
         }
+    }
+}
+
+/// A time as the host gives it.
+pub(super) fn time(t: StatxTimestamp) -> TimeSpec {
+    TimeSpec {
+        sec: t.tv_sec,
+        nsec: t.tv_nsec,
     }
 }
 

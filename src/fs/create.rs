@@ -64,6 +64,9 @@ impl Fs {
             file.adopt(identity);
             self.volume.refuse_if_locked()?;
             file.ensure_key()?;
+            if is_new {
+                inode.held_times.expect(&entry.attr);
+            }
             Ok(self.handles.add(&inode, file, options))
         };
         match open() {

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::backing::Errno;
 use crate::backing::dir::{self, DirEntry};
 
 use super::inode::Inode;
-use super::{Entry, FileKind, Fs, Result};
+use super::{Entry, FileKind, Fs, FsError, Result};
 
 /// An entry as users see it.
 #[derive(Clone, Debug)]
@@ -61,8 +62,10 @@ impl Fs {
             return Ok(listing.clone());
         }
         let inode = self.inodes.get(ino)?;
+        let fd = inode.fd()?;
         let stream = Stream {
-            fd: dir::open_dir(inode.fd()?, b".")?,
+            // By this way it takes search permission, which a lister need not have.
+            fd: dir::with_access(&fd, 0o100, || dir::open_dir(&fd, b"."))?,
             position: 0,
             ahead: VecDeque::new(),
         };
@@ -133,7 +136,16 @@ impl Fs {
     /// `NotFound` if it is gone by now, those of the host.
     pub fn look_up_listed(&self, parent: u64, entry: &ListedEntry) -> Result<Entry> {
         let parent = self.inodes.get(parent)?;
-        self.look_up_stored(&parent, &entry.stored)
+        match self.look_up_stored(&parent, &entry.stored) {
+            Err(FsError::Host(Errno::ACCESS)) => {
+                let fd = parent.fd()?;
+                let open = || dir::open_path(&fd, &entry.stored);
+                let fd = dir::with_access(&fd, 0o100, open)?;
+                let stat = dir::stat(&fd)?;
+                self.admit(fd, &stat)
+            }
+            found => found,
+        }
     }
 
     /// Makes a directory's entries durable.
@@ -141,7 +153,8 @@ impl Fs {
     /// # Errors
     /// `Stale`, those of the host.
     pub fn fsyncdir(&self, ino: u64, data_only: bool) -> Result<()> {
-        let fd = dir::open_dir(self.inodes.get(ino)?.fd()?, b".")?;
+        let inode = self.inodes.get(ino)?.fd()?;
+        let fd = dir::with_access(&inode, 0o500, || dir::open_dir(&inode, b"."))?;
         Ok(dir::sync_dir(&fd, data_only)?)
     }
 }

@@ -18,6 +18,7 @@ use crate::backing::{Errno, dir, handle};
 use crate::types::DirId;
 
 use super::attr::{self, FileKind};
+use super::times::HeldTimes;
 use super::xattr::XattrPresence;
 use super::{Attr, Fs, FsError, Result};
 
@@ -55,6 +56,7 @@ pub(super) struct Inode {
     /// is gone and that part with it.
     pub(super) overflow: OnceLock<Vec<u8>>,
     pub(super) xattrs: XattrPresence,
+    pub(super) held_times: HeldTimes,
 }
 
 /// What a lookup gives.
@@ -95,6 +97,7 @@ impl Inode {
             offered: AtomicBool::new(false),
             overflow: OnceLock::new(),
             xattrs: XattrPresence::default(),
+            held_times: HeldTimes::default(),
             table: table.clone(),
         })
     }
@@ -274,13 +277,13 @@ impl InodeTable {
         shard.remove(&ino).map(|known| known.inode)
     }
 
-    /// The regular files that the kernel knows, by the numbers users see.
-    pub(super) fn regular_files(&self) -> Vec<u64> {
+    /// The regular files that the kernel knows.
+    pub(super) fn regular_files(&self) -> Vec<Arc<Inode>> {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
             let regular = shard.values().filter(|k| k.inode.kind == FileKind::Regular);
-            found.extend(regular.map(|known| known.inode.ino));
+            found.extend(regular.map(|known| known.inode.clone()));
         }
         found
     }
@@ -431,8 +434,13 @@ impl Fs {
             FileKind::Symlink => self.target_len(inode, stat.stx_size)?,
             _ => stat.stx_size,
         };
-        let attr = Attr::new(stat, inode.ino, inode.kind, size);
-        Ok(Attr { withheld, ..attr })
+        let mut attr = Attr::new(stat, inode.ino, inode.kind, size);
+        attr.withheld = withheld;
+        if inode.kind == FileKind::Regular {
+            let known = &self.volume.change_times;
+            attr.ctime = known.shown(inode.host_ino, attr.ctime);
+        }
+        Ok(attr)
     }
 }
 

@@ -262,7 +262,9 @@ impl KeyKeeper {
     /// Has the kernel write back and drop what it holds, of all files that it
     /// knows, and makes it durable.
     fn write_back(&self) -> Result<()> {
-        for ino in self.fs.inodes.regular_files() {
+        let known = self.fs.inodes.regular_files();
+        let known: Vec<_> = known.into_iter().map(|inode| inode.ino).collect();
+        for ino in known {
             (self.drop_pages)(ino);
         }
         if let Some(journal) = &self.fs.volume.journal {

@@ -12,10 +12,12 @@ mod open;
 mod remove;
 mod setattr;
 mod siblings;
+mod times;
 pub mod volume;
 mod xattr;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::backing::{self, Errno};
 use crate::content::{ContentError, VolumeContext};
@@ -23,7 +25,8 @@ use crate::crypto::NameCipher;
 use crate::format::config::NameMode;
 
 pub use crate::content::ReadBuffer;
-pub use attr::{Attr, FileKind, TimeSpec};
+pub use crate::types::TimeSpec;
+pub use attr::{Attr, FileKind};
 pub use create::NewNode;
 pub use directory::ListedEntry;
 pub use inode::{Entry, ROOT};
@@ -94,6 +97,7 @@ pub struct Fs {
     listings: directory::Listings,
     overflow: link::Overflow,
     siblings: siblings::Siblings,
+    times_are_kept: AtomicBool,
 }
 
 impl Fs {

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::backing::{Errno, HostFile, dir};
 use crate::content::{ContentError, EncryptedFile, ReadBuffer};
 use crate::keys::{KeyError, patience};
+use crate::sys::creds::Changer;
 
 use super::inode::Inode;
 use super::xattr::{has_capabilities, remove_capabilities};
@@ -32,8 +33,8 @@ pub struct OpenOptions {
 pub struct WriteKind {
     /// The kernel writes back what a program was told to be written.
     pub accepted_before: bool,
-    /// The write takes away suid and sgid bits.
-    pub kill_privileges: bool,
+    /// Who takes away suid and sgid bits by it.
+    pub by: Option<Changer>,
 }
 
 /// The files that are open, by inode number of the backing file.
@@ -325,13 +326,14 @@ impl Fs {
     /// `Stale`, those of the content and of the host.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], kind: WriteKind) -> Result<()> {
         let handle = self.handles.get(handle)?;
+        let _running = self.hold_times(&handle.inode)?;
         if kind.accepted_before {
             handle.file.write_back(offset, data)?;
         } else {
             handle.file.write(offset, data)?;
         }
-        if kind.kill_privileges {
-            strip_privileges(&handle.inode)?;
+        if let Some(by) = kind.by {
+            strip_privileges(&handle.inode, by)?;
         }
         if handle.capabilities.swap(false, Ordering::Relaxed) {
             remove_capabilities(&handle.inode)?;
@@ -341,7 +343,9 @@ impl Fs {
 
     /// Closes a handle.
     pub fn release(&self, handle: u64) {
-        drop(self.handles.remove(handle));
+        if let Some(handle) = self.handles.remove(handle) {
+            self.restore_times(&handle.inode);
+        }
     }
 
     /// Makes an open file durable; says whether the storage it takes has changed.
@@ -362,13 +366,14 @@ impl Fs {
         mode: u32,
         offset: u64,
         len: u64,
-        privileged: bool,
+        by: Option<Changer>,
     ) -> Result<()> {
         const KEEP_SIZE: u32 = 1;
         const PUNCH_HOLE: u32 = 2;
         const ZERO_RANGE: u32 = 16;
         let handle = self.handles.get(handle)?;
         let keep_size = mode & KEEP_SIZE != 0;
+        let _running = self.hold_times(&handle.inode)?;
         match mode & !KEEP_SIZE {
             0 => handle.file.allocate(offset, len, keep_size)?,
             PUNCH_HOLE if keep_size => handle.file.punch(offset, len, true)?,
@@ -378,8 +383,8 @@ impl Fs {
             }
             _ => return Err(FsError::Unsupported),
         }
-        if !privileged {
-            strip_privileges(&handle.inode)?;
+        if let Some(by) = by {
+            strip_privileges(&handle.inode, by)?;
         }
         Ok(())
     }
@@ -423,17 +428,35 @@ fn force_open(inode: &Inode, error: Errno) -> crate::backing::Result<OwnedFd> {
     opened
 }
 
-/// Takes the suid bit away, and the sgid bit of an executable, as a write or
-/// truncation by someone without special rights does.
-pub(super) fn strip_privileges(inode: &Inode) -> Result<()> {
-    const SUID: u32 = 0o4000;
-    const SGID: u32 = 0o2000;
+const SUID: u32 = 0o4000;
+const SGID: u32 = 0o2000;
+
+/// Takes the suid bit away, and the sgid bit of a file that is executable for its
+/// group or not of a group of the changer, as a write or truncation by someone
+/// without special rights does.
+pub(super) fn strip_privileges(inode: &Inode, by: Changer) -> Result<()> {
     const GROUP_EXEC: u32 = 0o0010;
-    let mode = u32::from(dir::stat(inode.fd()?)?.stx_mode);
-    let mut kept = mode & !SUID;
-    if mode & GROUP_EXEC != 0 {
-        kept &= !SGID;
-    }
+    strip(inode, |mode, gid| {
+        let sgid = mode & SGID != 0 && (mode & GROUP_EXEC != 0 || !by.is_in_group(gid));
+        SUID | if sgid { SGID } else { 0 }
+    })
+}
+
+/// Takes away the sgid bit of a file that is not of a group of who changes its
+/// mode, as changing an ACL does.
+pub(super) fn strip_foreign_group(inode: &Inode, by: Changer) -> Result<()> {
+    strip(inode, |mode, gid| match mode & SGID {
+        0 => 0,
+        _ if by.is_in_group(gid) => 0,
+        sgid => sgid,
+    })
+}
+
+/// Takes the bits away that `which` says of mode and group.
+fn strip(inode: &Inode, which: impl FnOnce(u32, u32) -> u32) -> Result<()> {
+    let stat = dir::stat(inode.fd()?)?;
+    let mode = u32::from(stat.stx_mode);
+    let kept = mode & !which(mode, stat.stx_gid);
     if kept != mode {
         dir::chmod(inode.fd()?, kept)?;
     }

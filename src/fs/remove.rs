@@ -4,11 +4,13 @@
 //! remove it. Nothing can come into it meanwhile: the kernel holds the locks of
 //! the directory and of its parent for the whole operation.
 
+use std::os::fd::OwnedFd;
+
 use crate::backing::{Errno, dir};
 use crate::types::DirId;
 
 use super::inode::{Inode, absent};
-use super::names::{DIR_ID, StoredName, write_dir_id};
+use super::names::{DIR_ID, StoredName};
 use super::{Fs, FsError, Result};
 
 /// `RENAME_NOREPLACE`, `RENAME_EXCHANGE` (`renameat2(2)`).
@@ -53,8 +55,10 @@ impl Fs {
     /// Takes kmsfs's own entries out of a directory that has no others, so that
     /// the host sees it empty.
     fn empty(&self, parent: &Inode, stored: &[u8]) -> Result<Emptied> {
-        let fd = dir::open_dir(parent.fd()?, stored).map_err(absent)?;
-        let entries = dir::list(&fd)?;
+        // Whoever may write to the parent may remove this one, whatever its mode.
+        let path = dir::open_path(parent.fd()?, stored).map_err(absent)?;
+        let fd = dir::with_access(&path, 0o400, || dir::open_dir(parent.fd()?, stored))?;
+        let entries = dir::with_access(&path, 0o500, || dir::list(&fd))?;
         let own = |name: &[u8]| name == DIR_ID || name.starts_with(b"kmsfs.name.");
         let encrypted = self.name_mode() != crate::format::config::NameMode::Plain;
         if entries
@@ -70,10 +74,11 @@ impl Fs {
         for entry in &entries {
             let name = entry.name.to_bytes();
             if name == DIR_ID {
-                let target = dir::readlink(&fd, DIR_ID)?;
+                let read = || dir::readlink(&fd, DIR_ID);
+                let target = dir::with_access(&path, 0o100, read)?;
                 id = std::str::from_utf8(&target).ok().and_then(DirId::from_hex);
             }
-            dir::unlink(&fd, name)?;
+            dir::with_access(&path, 0o300, || dir::unlink(&fd, name))?;
         }
         Ok(Emptied { fd, id })
     }
@@ -148,9 +153,14 @@ impl Fs {
     }
 }
 
+fn write_dir_id_in(fd: &OwnedFd, id: DirId) -> crate::backing::Result<()> {
+    let target = id.to_hex();
+    dir::with_access(fd, 0o300, || dir::symlink(target.as_bytes(), fd, DIR_ID))
+}
+
 /// A directory that was emptied to be removed.
 struct Emptied {
-    fd: std::os::fd::OwnedFd,
+    fd: OwnedFd,
     id: Option<DirId>,
 }
 
@@ -158,7 +168,7 @@ impl Emptied {
     /// Puts the id back, because the directory stays after all.
     fn undo(self) {
         if let Some(id) = self.id
-            && let Err(error) = write_dir_id(&self.fd, id)
+            && let Err(error) = write_dir_id_in(&self.fd, id)
         {
             log::error!("a directory lost its id: {error}");
         }

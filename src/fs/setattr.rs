@@ -2,7 +2,10 @@
 
 use crate::backing::dir::{self, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
-use super::inode::entry;
+use crate::sys::creds::Changer;
+
+use super::attr::time;
+use super::inode::{Inode, entry};
 use super::open::strip_privileges;
 use super::xattr::remove_capabilities;
 use super::{Entry, Fs, Result, TimeSpec};
@@ -31,15 +34,17 @@ pub struct Changes {
     pub atime: Option<SetTime>,
     /// Last change of the content.
     pub mtime: Option<SetTime>,
+    /// Last change of anything, as the kernel keeps it of a regular file.
+    pub ctime: Option<TimeSpec>,
 }
 
 impl Fs {
-    /// Changes attributes and gives them all. `privileged` says that the caller
-    /// keeps suid and sgid bits on a change of size.
+    /// Changes attributes and gives them all. `by` is who
+    /// changes them, unless that keeps suid and sgid bits on a change of size.
     ///
     /// # Errors
     /// Those of the host and of the content.
-    pub fn setattr(&self, ino: u64, changes: &Changes, privileged: bool) -> Result<Entry> {
+    pub fn setattr(&self, ino: u64, changes: &Changes, by: Option<Changer>) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
         // First, as it may have to be done again where it can wait for a key.
         let sized = match changes.size {
@@ -51,8 +56,8 @@ impl Fs {
         }
         if let Some((size, file)) = sized {
             file.set_size(size)?;
-            if !privileged {
-                strip_privileges(&inode)?;
+            if let Some(by) = by {
+                strip_privileges(&inode, by)?;
             }
             remove_capabilities(&inode)?;
         }
@@ -60,22 +65,46 @@ impl Fs {
         if let Some(mode) = changes.mode {
             dir::chmod(inode.fd()?, mode)?;
         }
+        inode.held_times.set(changes);
+        let times = Timestamps {
+            last_access: timespec(changes.atime),
+            last_modification: timespec(changes.mtime),
+        };
         if changes.atime.is_some() || changes.mtime.is_some() {
-            let times = Timestamps {
-                last_access: timespec(changes.atime),
-                last_modification: timespec(changes.mtime),
-            };
-            let set = || dir::set_times(inode.fd()?, &times);
-            match self.files.get(inode.host_ino) {
-                Some(file) => file.with_times_at_rest(set)?,
-                None => set()?,
-            }
+            self.set_times(&inode, Some(&times), changes.ctime)?;
+        } else if changes.ctime.is_some() {
+            self.set_times(&inode, None, changes.ctime)?;
         }
         self.attr(&inode).map(|attr| entry(&inode, attr))
     }
+
+    /// Sets times, and what to show as the change time that this makes.
+    pub(super) fn set_times(
+        &self,
+        inode: &Inode,
+        times: Option<&Timestamps>,
+        ctime: Option<TimeSpec>,
+    ) -> Result<()> {
+        let set = || -> Result<()> {
+            let fd = inode.fd()?;
+            if let Some(times) = times {
+                dir::set_times(&fd, times)?;
+            }
+            if let Some(shown) = ctime {
+                let host = time(dir::stat(&fd)?.stx_ctime);
+                let known = &self.volume.change_times;
+                known.show(inode.host_ino, host, shown);
+            }
+            Ok(())
+        };
+        match self.files.get(inode.host_ino) {
+            Some(file) => file.with_times_at_rest(set),
+            None => set(),
+        }
+    }
 }
 
-fn timespec(time: Option<SetTime>) -> Timespec {
+pub(super) fn timespec(time: Option<SetTime>) -> Timespec {
     let (tv_sec, tv_nsec) = match time {
         None => (0, UTIME_OMIT),
         Some(SetTime::Now) => (0, UTIME_NOW),

@@ -362,7 +362,7 @@ mod tests {
         let files: Vec<_> = files(&inodes).into_iter().map(|(_, f)| f).collect();
         in_order(&self::files(&inodes), &[0, 1, 2])
             .unwrap()
-            .of(files)
+            .of(files, WINDOW)
     }
 
     #[test]

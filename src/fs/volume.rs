@@ -1,18 +1,21 @@
 //! Making a volume, and opening one for a mount.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::backing::{BackingFile, Errno, HostFile, dir};
 use crate::content::identity::{to_recipient, to_wrapped};
 use crate::content::replay::{Finder, replay};
-use crate::content::{ContentError, Journal, KeySource, VolumeContext};
+use crate::content::{ChangeTimes, ContentError, Journal, KeySource, VolumeContext};
 use crate::crypto::{DataKey, NameCipher, Suite, VolumeKeys, random};
 use crate::format::config::{CONFIG_NAME, ConfigError, NameMode, Volume, VolumeConfig};
 use crate::format::journal::JournalPage;
+use crate::format::times::{self, TIMES_NAME};
 use crate::format::{FormatError, Layout};
 use crate::keys::{KeyContext, KeyError, KeyRing, KeyService, NewKey, WrappedKey};
 use crate::sys::{durable, process};
@@ -23,6 +26,9 @@ use super::names::write_dir_id;
 use super::{Fs, FsError};
 
 const JOURNALS: [&[u8]; 2] = [b"kmsfs.journal.0", b"kmsfs.journal.1"];
+
+/// The most of a file of change times that is read.
+const MOST_TIMES: u64 = 64 << 20;
 
 /// Why a volume cannot be made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +216,7 @@ impl Found {
             suite,
             keys: Box::new(source),
             journal,
+            change_times: self.change_times(),
             epoch,
             unclean,
             locked: Default::default(),
@@ -229,6 +236,7 @@ impl Found {
             listings: Default::default(),
             overflow: Default::default(),
             siblings: Default::default(),
+            times_are_kept: Default::default(),
         };
         Ok(Mounted {
             fs: Arc::new(fs),
@@ -255,6 +263,25 @@ impl Found {
             return Err(OpenError::WrongKey);
         }
         Ok(derived)
+    }
+
+    /// The change times that an earlier mount left.
+    fn change_times(&self) -> ChangeTimes {
+        let read = || -> crate::backing::Result<_> {
+            let file = HostFile::new(dir::open_file(&self.root, TIMES_NAME, false)?);
+            let mut bytes = vec![0; file.len()?.min(MOST_TIMES) as usize];
+            let read = file.read_at(&mut [IoSliceMut::new(&mut bytes)], 0)?;
+            Ok(times::decode(&bytes[..read]))
+        };
+        match read() {
+            Ok(times) => ChangeTimes::new(times),
+            Err(error) => {
+                if !dir::is_absent(error) {
+                    log::warn!("change times of the last mount: {error}");
+                }
+                ChangeTimes::default()
+            }
+        }
     }
 
     fn start_journal(&self, read_only: bool) -> Result<(Option<Arc<Journal>>, u32, Vec<u32>)> {
@@ -307,7 +334,7 @@ impl Found {
                 Err(error) => return Err(self.host_error(error)),
             };
             let mut bytes = vec![0; crate::format::journal::PAGE];
-            fd.read_at(&mut [std::io::IoSliceMut::new(&mut bytes)], 0)
+            fd.read_at(&mut [IoSliceMut::new(&mut bytes)], 0)
                 .map_err(|e| self.host_error(e))?;
             let page = JournalPage::decode(&bytes, crate::crypto::sha256);
             if let Some(page) = page.map_err(ContentError::from)? {
@@ -340,9 +367,34 @@ impl Mounted {
     /// Those of the host; the next mount then replays the journal.
     pub fn close(&self) -> Result<()> {
         if let Some(journal) = &self.fs.volume.journal {
-            journal.close(|| Ok(dir::sync_all(&self.root)?))?;
+            for inode in self.fs.inodes.regular_files() {
+                self.fs.restore_times(&inode);
+            }
+            journal.close(|| {
+                // Last, since putting blocks in place moves the host's.
+                if let Err(error) = self.store_change_times() {
+                    log::warn!("change times for the next mount: {error}");
+                }
+                Ok(dir::sync_all(&self.root)?)
+            })?;
         }
         Ok(())
+    }
+
+    fn store_change_times(&self) -> crate::backing::Result<()> {
+        let times = self.fs.volume.change_times.all();
+        let fd = match dir::open_file(&self.root, TIMES_NAME, true) {
+            Err(error) if dir::is_absent(error) => {
+                if times.is_empty() {
+                    return Ok(());
+                }
+                dir::create(&self.root, TIMES_NAME, 0o600, true)?
+            }
+            opened => opened?,
+        };
+        let file = HostFile::new(fd);
+        file.set_len(0)?;
+        file.write_at(&mut [IoSlice::new(&times::encode(&times))], 0)
     }
 }
 
@@ -415,19 +467,22 @@ impl Walk<'_> {
     /// Calls `each` with every regular file's directory, stored name and inode
     /// number.
     fn files(&self, each: Visit<'_>) -> std::result::Result<(), ContentError> {
-        let mut waiting = vec![dir::open_dir(self.0.as_fd(), b".")?];
-        while let Some(directory) = waiting.pop() {
-            for entry in dir::list(&directory)? {
+        // Not opened before their turn: there may be more than descriptors.
+        let root = Rc::new(dir::open_dir(self.0.as_fd(), b".")?);
+        let mut waiting = vec![(root, c".".to_owned())];
+        while let Some((parent, name)) = waiting.pop() {
+            let open = || dir::open_dir(&*parent, name.to_bytes());
+            let directory = Rc::new(with_access(&parent, name.to_bytes(), 0o700, open)?);
+            for entry in dir::list(&*directory)? {
                 let name = entry.name.to_bytes();
                 let mut kind = entry.kind;
                 if kind == dir::FileType::Unknown {
-                    let mode = dir::stat_at(&directory, name)?.stx_mode;
+                    let mode = dir::stat_at(&*directory, name)?.stx_mode;
                     kind = dir::FileType::from_raw_mode(mode.into());
                 }
                 match kind {
                     dir::FileType::Directory => {
-                        let open = || dir::open_dir(&directory, name);
-                        waiting.push(with_access(&directory, name, 0o700, open)?);
+                        waiting.push((directory.clone(), entry.name.clone()));
                     }
                     dir::FileType::RegularFile => each(&directory, name, entry.ino)?,
                     _ => {}
@@ -453,14 +508,7 @@ fn with_access(
     open: impl Fn() -> crate::backing::Result<OwnedFd>,
 ) -> crate::backing::Result<OwnedFd> {
     match open() {
-        Err(Errno::ACCESS) => {
-            let path = dir::open_path(directory, name)?;
-            let mode = u32::from(dir::stat(&path)?.stx_mode);
-            dir::chmod(&path, mode | bits)?;
-            let opened = open();
-            dir::chmod(&path, mode)?;
-            opened
-        }
+        Err(Errno::ACCESS) => dir::with_access(dir::open_path(directory, name)?, bits, open),
         other => other,
     }
 }

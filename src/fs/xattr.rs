@@ -4,8 +4,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backing::{Errno, xattr};
+use crate::sys::creds::Changer;
 
 use super::inode::Inode;
+use super::open::strip_foreign_group;
 use super::{Fs, FsError, Result};
 
 const USER: &[u8] = b"user.";
@@ -16,13 +18,10 @@ const LONG: &[u8] = b"user.kmsfs-long.";
 const NAME_MAX: usize = 255;
 /// File capabilities, which every change of a file's content takes away.
 const CAPABILITY: &[u8] = b"security.capability";
+/// The ACL that is checked, which has the mode in it.
+const ACL: &[u8] = b"system.posix_acl_access";
 /// What a host lists if it has it; of other names, some hosts make values up.
-const LISTED: [&[u8]; 4] = [
-    USER,
-    CAPABILITY,
-    b"system.posix_acl_access",
-    b"system.posix_acl_default",
-];
+const LISTED: [&[u8]; 4] = [USER, CAPABILITY, ACL, b"system.posix_acl_default"];
 
 /// Whether an inode is known to have no attributes at all. Most have none, and
 /// the kernel asks for several with every file that is created or copied.
@@ -139,11 +138,19 @@ impl Fs {
         }
     }
 
-    /// Sets an attribute; `flags` as in `setxattr(2)`.
+    /// Sets an attribute; `flags` as in `setxattr(2)`, `by` as for
+    /// [`Self::setattr`].
     ///
     /// # Errors
     /// Those of the host.
-    pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+        by: Option<Changer>,
+    ) -> Result<()> {
         let inode = self.inodes.get(ino)?;
         let fd = inode.fd()?;
         let set = |name: &[u8], value: &[u8]| {
@@ -151,7 +158,14 @@ impl Fs {
             inode.xattrs.changing(set)
         };
         match self.stored_xattr(name)? {
-            Stored::Plain => set(name, value)?,
+            Stored::Plain => {
+                set(name, value)?;
+                if let Some(by) = by
+                    && name == ACL
+                {
+                    strip_foreign_group(&inode, by)?;
+                }
+            }
             Stored::Sealed(stored) => set(&stored, &self.names.seal_xattr(name, value))?,
             Stored::Long(stored) => {
                 let mut both = (name.len() as u16).to_le_bytes().to_vec();

@@ -10,10 +10,9 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::content::ContentError;
@@ -21,8 +20,9 @@ use crate::fs::{Changes, Entry, Fs, FsError, ReadBuffer, WriteKind};
 use crate::keys::KeyError;
 use crate::keys::audit::caller;
 
+use super::connection;
 use super::convert::{
-    TTL, attr, attr_ttl, libc_o, new_node, no_entry, open_options, privileged, reply_entry,
+    TTL, attr, attr_ttl, changer, libc_o, new_node, no_entry, open_options, reply_entry,
     reply_xattr,
 };
 use super::errno::{errno, is_remarkable};
@@ -30,10 +30,6 @@ use super::listing;
 use super::notices::Notices;
 use super::time;
 use super::waiting::Served;
-
-const MAX_WRITE: u32 = 1 << 20;
-const MAX_BACKGROUND: u16 = 128;
-const CONGESTION: u16 = 96;
 
 thread_local! {
     /// Where reads of this thread are decrypted.
@@ -64,29 +60,9 @@ macro_rules! answer {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // One by one: asking for several fails if the kernel lacks any.
-        for wanted in [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_WRITEBACK_CACHE,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_POSIX_ACL,
-            InitFlags::FUSE_DONT_MASK,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            InitFlags::FUSE_EXPORT_SUPPORT,
-        ] {
-            if config.add_capabilities(wanted).is_err() {
-                log::info!("this kernel has no {wanted:?}");
-            }
+        if connection::configure(config) {
+            self.served.fs.kernel_keeps_times();
         }
-        let _ = config.set_max_write(MAX_WRITE);
-        if let Err(most) = config.set_max_readahead(MAX_WRITE) {
-            let _ = config.set_max_readahead(most);
-        }
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        let _ = config.set_congestion_threshold(CONGESTION);
         Ok(())
     }
 
@@ -129,7 +105,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
+        ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
@@ -145,9 +121,10 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(time::from_fuser),
             mtime: mtime.map(time::from_fuser),
+            ctime: ctime.map(time::from_system),
         };
-        let privileged = privileged(req);
-        let work = move |fs: &Arc<Fs>| fs.setattr(ino.0, &changes, privileged);
+        let by = changer(req);
+        let work = move |fs: &Arc<Fs>| fs.setattr(ino.0, &changes, by);
         self.served.serve(
             work,
             || work,
@@ -361,7 +338,10 @@ impl Filesystem for Adapter {
     ) {
         let kind = WriteKind {
             accepted_before: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-            kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            by: match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+                true => changer(req),
+                false => None,
+            },
         };
         caller::set(req.pid(), req.uid());
         let len = data.len() as u32;
@@ -481,7 +461,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -489,10 +469,10 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let result = self
-            .served
-            .fs
-            .setxattr(ino.0, name.as_bytes(), value, flags as u32);
+        let result =
+            self.served
+                .fs
+                .setxattr(ino.0, name.as_bytes(), value, flags as u32, changer(req));
         answer!("setxattr", ino, result, reply, |()| reply.ok());
     }
 
@@ -550,8 +530,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         caller::set(req.pid(), req.uid());
-        let privileged = privileged(req);
-        let work = move |fs: &Arc<Fs>| fs.fallocate(fh.0, mode as u32, offset, length, privileged);
+        let by = changer(req);
+        let work = move |fs: &Arc<Fs>| fs.fallocate(fh.0, mode as u32, offset, length, by);
         self.served.serve(
             work,
             || work,

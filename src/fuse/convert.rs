@@ -8,7 +8,7 @@ use fuser::{
 };
 
 use crate::fs::{Attr, Entry, FileKind, NewNode, OpenOptions};
-use crate::sys::creds::Caller;
+use crate::sys::creds::{Caller, Changer};
 
 use super::time;
 
@@ -110,9 +110,10 @@ pub(super) fn new_node(req: &Request, mode: u32, umask: u32) -> NewNode {
     }
 }
 
-/// Whether the caller keeps suid and sgid bits.
-pub(super) fn privileged(req: &Request) -> bool {
-    req.uid() == 0
+/// The caller, unless it keeps suid and sgid bits.
+pub(super) fn changer(req: &Request) -> Option<Changer> {
+    let (thread, gid) = (req.pid(), req.gid());
+    (req.uid() != 0).then_some(Changer { thread, gid })
 }
 
 /// How to open, by the flags of `open(2)`.

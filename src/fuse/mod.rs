@@ -1,6 +1,7 @@
 //! The FUSE protocol over `fs`: arguments, replies, errnos, the session.
 
 mod adapter;
+mod connection;
 mod convert;
 mod errno;
 mod listing;

@@ -23,16 +23,21 @@ pub(super) fn to_system(time: TimeSpec) -> SystemTime {
 pub(super) fn from_fuser(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => TimeSpec {
-                sec: after.as_secs() as i64,
-                nsec: after.subsec_nanos(),
-            },
-            Err(before) => TimeSpec {
-                sec: -(before.duration().as_secs() as i64),
-                nsec: before.duration().subsec_nanos(),
-            },
-        }),
+        TimeOrNow::SpecificTime(time) => SetTime::At(from_system(time)),
+    }
+}
+
+/// The same for a time that cannot be "now".
+pub(super) fn from_system(time: SystemTime) -> TimeSpec {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => TimeSpec {
+            sec: after.as_secs() as i64,
+            nsec: after.subsec_nanos(),
+        },
+        Err(before) => TimeSpec {
+            sec: -(before.duration().as_secs() as i64),
+            nsec: before.duration().subsec_nanos(),
+        },
     }
 }
 

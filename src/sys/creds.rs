@@ -22,6 +22,30 @@ pub struct Caller {
     pub gid: u32,
 }
 
+/// Who changes a file without the right to keep its suid and sgid bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changer {
+    /// Thread id.
+    pub thread: u32,
+    /// Filesystem group id.
+    pub gid: u32,
+}
+
+impl Changer {
+    /// Whether the thread is in a group, by its own or a supplementary one. One
+    /// that is not there any more is not.
+    pub fn is_in_group(&self, gid: u32) -> bool {
+        if self.gid == gid {
+            return true;
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.thread));
+        let status = status.unwrap_or_default();
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+        let mut groups = groups.unwrap_or_default().split_whitespace();
+        groups.any(|group| group.parse() == Ok(gid))
+    }
+}
+
 thread_local! {
     /// The umask this thread has set, if it has one to itself.
     static UMASK: Cell<Option<u32>> = const { Cell::new(None) };

@@ -7,7 +7,7 @@ use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, geteuid, getrlimit, set_dumpable_behavior, setrlimit,
 };
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 /// The most descriptors kmsfs asks for.
 const MAX_DESCRIPTORS: u64 = 1_048_576;
@@ -64,6 +64,32 @@ pub fn lock_memory() -> bool {
 fn may_lock_everything() -> bool {
     getrlimit(Resource::Memlock).current.is_none()
         || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+}
+
+/// Keeps the limits of whoever mounts from ending the mount, and what the host
+/// grants this process from being granted to whoever uses the mount: users'
+/// limits are the kernel's to check, their quotas the host's, and those do not
+/// hold for a process with `CAP_SYS_RESOURCE`. To be called before threads are
+/// started, and after [`raise_descriptor_limit`].
+pub fn serve_under_others_limits() {
+    let limit = getrlimit(Resource::Fsize);
+    for current in [None, limit.maximum] {
+        let maximum = current.and(limit.maximum);
+        if setrlimit(Resource::Fsize, Rlimit { current, maximum }).is_ok() {
+            break;
+        }
+    }
+    if let Ok(mut sets) = capabilities(None) {
+        let dropped = CapabilitySet::SYS_RESOURCE;
+        if sets.effective.contains(dropped) || sets.permitted.contains(dropped) {
+            sets.effective.remove(dropped);
+            sets.permitted.remove(dropped);
+            sets.inheritable.remove(dropped);
+            if let Err(error) = set_capabilities(None, sets) {
+                log::warn!("quotas do not hold on this mount: {error}");
+            }
+        }
+    }
 }
 
 /// Raises the limit on open descriptors as far as the process may, and returns

@@ -44,8 +44,6 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Where the backing directory goes, if not among the temporary files.
     pub backing: Option<PathBuf>,
-    /// Further arguments of `kmsfs mount`.
-    pub arguments: Vec<String>,
     /// Further variables in the environment of the commands.
     pub environment: Vec<(String, String)>,
     /// The daemon's RLIMIT_NOFILE.

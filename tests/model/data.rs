@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use kmsfs::backing::dir::{Timespec, Timestamps, UTIME_OMIT};
 use kmsfs::backing::{Errno, dir, xattr};
-use kmsfs::fs::{Changes, FileKind, FsError, OpenOptions, SetTime, TimeSpec};
+use kmsfs::fs::{Changes, FileKind, FsError, OpenOptions, SetTime, TimeSpec, WriteKind};
+use kmsfs::sys::creds::Changer;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::op::{Op, Random, What};
@@ -145,9 +146,21 @@ impl Pair {
             offset(op.x)
         };
         let at = if at > LARGEST { 0 } else { at };
-        let ours = self.fs().write(number, at, &data, !self.root);
+        let kind = WriteKind {
+            by: self.changer(),
+            ..WriteKind::default()
+        };
+        let ours = self.fs().write(number, at, &data, kind);
         let written = file.write_all_at(&data, at);
         same(ours, written.map_err(|e| plain_error(&e))).map(drop)
+    }
+
+    /// Who makes the changes, unless it keeps suid and sgid bits.
+    fn changer(&self) -> Option<Changer> {
+        (!self.root).then(|| Changer {
+            thread: rustix::thread::gettid().as_raw_nonzero().get() as u32,
+            gid: rustix::process::getegid().as_raw(),
+        })
     }
 
     /// Changes sizes and holes.
@@ -167,7 +180,9 @@ impl Pair {
             What::Zero => 16 | u32::from(keep),
             _ => u32::from(keep),
         };
-        let ours = self.fs().fallocate(number, flags, from, len, self.root);
+        let ours = self
+            .fs()
+            .fallocate(number, flags, from, len, self.changer());
         let mut plain = fallocate(&file, FallocateFlags::from_bits_retain(flags), from, len);
         if flags & 16 != 0 && plain == Err(Errno::OPNOTSUPP) {
             // A tmpfs has no such thing.
@@ -193,7 +208,7 @@ impl Pair {
             size: Some(offset(op.x)),
             ..Changes::default()
         };
-        let ours = self.fs().setattr(node.ino, &changes, self.root);
+        let ours = self.fs().setattr(node.ino, &changes, self.changer());
         let file = File::from(host(dir::reopen(&node.host, true))?);
         let cut = file.set_len(offset(op.x)).map_err(|e| plain_error(&e));
         if let Some((entry, ())) = same(ours, cut)? {
@@ -300,7 +315,7 @@ impl Pair {
                 dir::set_times(fd, &times)
             }
         };
-        let ours = self.fs().setattr(node.ino, &changes, self.root);
+        let ours = self.fs().setattr(node.ino, &changes, self.changer());
         if let Some((entry, ())) = same(ours, plain)? {
             let stat = host(dir::stat(fd))?;
             self.compare_attr(&entry.attr, &stat)?;
@@ -337,7 +352,7 @@ impl Pair {
             What::SetXattr => {
                 let value = bytes(op.y, op.y as usize % 300);
                 let flags = [0, 0, 1, 2][(op.y >> 16) as usize % 4];
-                let ours = self.fs().setxattr(ino, name, &value, flags);
+                let ours = self.fs().setxattr(ino, name, &value, flags, None);
                 same(ours, xattr::set(fd, name, &value, flags)).map(drop)
             }
             What::GetXattr => {

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use kmsfs::backing::{Errno, dir};
 use kmsfs::fs::{Attr, Entry, FileKind, Fs, FsError, Mounted, NewNode, ROOT, ReadBuffer};
@@ -151,7 +152,7 @@ impl Pair {
     }
 
     /// The filesystem.
-    pub(crate) fn fs(&self) -> &Fs {
+    pub(crate) fn fs(&self) -> &Arc<Fs> {
         &self.mounted.as_ref().expect("mounted").fs
     }
 

@@ -1,6 +1,6 @@
 //! What the random operations have found, each as its shortest form.
 
-use kmsfs::fs::{FsError, OpenOptions, ROOT};
+use kmsfs::fs::{FsError, OpenOptions, ROOT, WriteKind};
 use kmsfs::sys::creds::Caller;
 
 use crate::pair::Pair;
@@ -31,7 +31,9 @@ fn a_pending_block_behind_a_short_one_goes_where_it_belongs() {
         let writes = [(0, 100), (50, 20), (block, 300), (block + 50, 20)];
         for (at, len) in writes {
             let bytes = vec![len as u8; len];
-            pair.fs().write(file, at, &bytes, false).unwrap();
+            pair.fs()
+                .write(file, at, &bytes, WriteKind::default())
+                .unwrap();
             std::os::unix::fs::FileExt::write_all_at(&plain, &bytes, at).unwrap();
         }
         let journal = pair.fs().volume().journal.clone().unwrap();

@@ -43,6 +43,8 @@ fn clears_set_id_bits(what: &str, act: impl Fn(&Path) + Sync) {
         (0o4777, 0o777),
         (0o2777, 0o777),
         (0o4766, 0o766),
+        // Not executable for the group, which whoever changes it is not in.
+        (0o2766, 0o766),
     ] {
         // Twice: the second time the kernel may already believe that there is
         // nothing to clear.
@@ -357,4 +359,49 @@ fn protected_files_of_other_users_stay_theirs() {
         );
         assert_eq!(errno(sys::truncate(&mount.join("f"), 0)), libc::EACCES);
     });
+}
+
+/// Of a file that its group cannot run, the sgid bit goes with a change by someone
+/// outside the group alone; likewise when an ACL is set.
+#[test]
+fn a_member_of_the_group_keeps_the_sgid_bit() {
+    let Some(mount) = shared() else { return };
+    let path = mount.join("f");
+    fs::write(&path, b"x").unwrap();
+    chown(&path, Some(1002), Some(1001)).unwrap();
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, bits, id) in [
+        (1, 7, u32::MAX),
+        (2, 5, 1003),
+        (4, 5, u32::MAX),
+        (16, 5, u32::MAX),
+        (32, 5, u32::MAX),
+    ] {
+        acl.extend_from_slice(&[tag, 0, bits, 0]);
+        acl.extend_from_slice(&u32::to_le_bytes(id));
+    }
+    let write = || {
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(b"y", 0).unwrap();
+    };
+    let set_acl = || {
+        let name = "system.posix_acl_access";
+        rustix::fs::setxattr(&path, name, &acl, rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    let acts: [(&(dyn Fn() + Sync), u32, u32); 2] =
+        [(&write, 0o766, 0o2766), (&set_acl, 0o755, 0o2755)];
+    for (act, without, with) in acts {
+        for (gid, groups, after) in [
+            (1002, &[][..], without),
+            (1001, &[][..], with),
+            (1002, &[1001][..], with),
+        ] {
+            set_mode(&path, 0o2766);
+            as_user(1002, gid, groups, act);
+            assert_eq!(mode(&path), after, "gid {gid}, groups {groups:?}");
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, b"x").unwrap();
+            chown(&path, Some(1002), Some(1001)).unwrap();
+        }
+    }
 }

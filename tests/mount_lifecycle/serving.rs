@@ -232,3 +232,54 @@ fn options_that_mount_takes_reach_the_kernel() {
         Some(libc::EACCES)
     );
 }
+
+/// Mounts under a limit of the size of files.
+fn mount_limited(volume: &Volume, limit: &str) {
+    let kmsfs = volume.kmsfs();
+    let limited = Command::new("sh")
+        .args(["-c", &format!("ulimit {limit} 100 && exec \"$@\""), "sh"])
+        .arg(kmsfs.get_program())
+        .arg("mount")
+        .args([volume.backing(), volume.point()])
+        .envs(kmsfs.get_envs().filter_map(|(k, v)| Some((k, v?))))
+        .output()
+        .unwrap();
+    assert!(limited.status.success(), "{}", said(&limited));
+}
+
+#[test]
+fn a_mount_has_neither_the_limits_nor_the_privileges_of_who_mounts() {
+    const SYS_RESOURCE: u32 = 24;
+    needs_mounts!();
+    let volume = Volume::new();
+    let content = common::noise(1, 3 << 20);
+    for (round, limit) in ["-S -f", "-f"].iter().enumerate() {
+        mount_limited(&volume, limit);
+        let path = volume.point().join(format!("large{round}"));
+        let file = File::create(&path).unwrap();
+        std::io::Write::write_all(&mut &file, &content).unwrap();
+        match file.sync_all() {
+            Ok(()) => assert!(fs::read(&path).unwrap() == content),
+            // Not everyone may lift a limit, but it is not the end.
+            Err(error) if round == 1 => assert_eq!(error.raw_os_error(), Some(libc::EFBIG)),
+            Err(error) => panic!("{error}"),
+        }
+        drop(file);
+        fs::write(volume.point().join("small"), b"served").unwrap();
+        // Quotas do not hold for who has this capability.
+        let daemon = processes_naming(volume.point())[0];
+        for task in fs::read_dir(format!("/proc/{daemon}/task")).unwrap() {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            for line in status.lines() {
+                let set = line
+                    .strip_prefix("CapEff:")
+                    .or(line.strip_prefix("CapPrm:"));
+                let set = set.map(|set| u64::from_str_radix(set.trim(), 16).unwrap());
+                assert_eq!(set.unwrap_or(0) >> SYS_RESOURCE & 1, 0, "{line}");
+            }
+        }
+        let output = volume.run(&["umount", text(volume.point())]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(eventually(PATIENCE, || processes_naming(volume.point()).is_empty()));
+    }
+}

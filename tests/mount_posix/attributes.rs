@@ -5,9 +5,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, fallocate, utimensat,
+};
 
-use crate::common::{Mount, is_root, noise, skip, sys};
+use crate::common::{Mount, drop_caches, is_root, noise, skip, sys};
 use crate::errno;
 
 fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) -> rustix::io::Result<()> {
@@ -119,6 +121,58 @@ fn writing_moves_mtime_and_ctime_and_a_remount_does_not() {
         (later.mtime(), later.mtime_nsec()),
         (after.mtime(), after.mtime_nsec())
     );
+}
+
+/// The kernel has its own times of files whose writes it caches, and does not always
+/// hand them down: what it shows must be what is kept.
+#[test]
+fn no_time_moves_by_a_remount() {
+    let mut mount = Mount::simple();
+    let count = 180;
+    let seen = |mount: &Mount| -> Vec<_> {
+        let of = |i| {
+            let m = fs::metadata(mount.join(format!("f{i}"))).unwrap();
+            let (mtime, ctime) = (m.mtime_nsec(), m.ctime_nsec());
+            (i, m.len(), m.ino(), m.mtime(), mtime, m.ctime(), ctime)
+        };
+        (0..count).map(of).collect()
+    };
+    for i in 0..count {
+        let path = mount.join(format!("f{i}"));
+        fs::write(&path, noise(i, 9000)).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        match i % 9 {
+            0 => file.write_all_at(b"over", 5000).unwrap(),
+            1 => file.set_len(100).unwrap(),
+            2 => file.write_all_at(b"more", 9000).unwrap(),
+            3 => fallocate(&file, FallocateFlags::empty(), 0, 20_000).unwrap(),
+            4 => file.sync_all().unwrap(),
+            5 => fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap(),
+            6 => {
+                fs::rename(&path, mount.join("moved")).unwrap();
+                fs::rename(mount.join("moved"), &path).unwrap();
+            }
+            7 => {
+                fs::hard_link(&path, mount.join("linked")).unwrap();
+                fs::remove_file(mount.join("linked")).unwrap();
+            }
+            _ => {}
+        }
+    }
+    let before = seen(&mount);
+    if is_root() {
+        drop_caches(3);
+        assert_eq!(seen(&mount), before, "after the kernel forgot them");
+    }
+    mount.remount();
+    assert_eq!(seen(&mount), before);
+    mount.remount();
+    assert_eq!(seen(&mount), before, "after a mount that changed nothing");
+    // What is changed has a later time than before, whatever was remembered.
+    let path = mount.join("f0");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let ctime = |m: fs::Metadata| (m.ctime(), m.ctime_nsec());
+    assert!(ctime(fs::metadata(&path).unwrap()) > (before[0].5, before[0].6));
 }
 
 #[test]
