@@ -151,7 +151,7 @@ impl Pair {
     }
 
     /// The filesystem.
-    pub(crate) fn fs(&self) -> &Fs {
+    pub(crate) fn fs(&self) -> &std::sync::Arc<Fs> {
         &self.mounted.as_ref().expect("mounted").fs
     }
 
