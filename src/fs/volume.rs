@@ -216,7 +216,7 @@ impl Found {
             suite,
             keys: Box::new(source),
             journal,
-            change_times: self.change_times(),
+            change_times: self.change_times(read_only),
             epoch,
             unclean,
             locked: Default::default(),
@@ -266,9 +266,13 @@ impl Found {
     }
 
     /// The change times that an earlier mount left.
-    fn change_times(&self) -> ChangeTimes {
+    fn change_times(&self, read_only: bool) -> ChangeTimes {
         let read = || -> crate::backing::Result<_> {
-            let file = HostFile::new(dir::open_file(&self.root, TIMES_NAME, false)?);
+            let file = HostFile::new(match read_only {
+                true => dir::open_file(&self.root, TIMES_NAME, false)?,
+                // Made now, as there may be no room for it at the end.
+                false => dir::create(&self.root, TIMES_NAME, 0o600, false)?,
+            });
             let mut bytes = vec![0; file.len()?.min(MOST_TIMES) as usize];
             let read = file.read_at(&mut [IoSliceMut::new(&mut bytes)], 0)?;
             Ok(times::decode(&bytes[..read]))
@@ -383,16 +387,7 @@ impl Mounted {
 
     fn store_change_times(&self) -> crate::backing::Result<()> {
         let times = self.fs.volume.change_times.all();
-        let fd = match dir::open_file(&self.root, TIMES_NAME, true) {
-            Err(error) if dir::is_absent(error) => {
-                if times.is_empty() {
-                    return Ok(());
-                }
-                dir::create(&self.root, TIMES_NAME, 0o600, true)?
-            }
-            opened => opened?,
-        };
-        let file = HostFile::new(fd);
+        let file = HostFile::new(dir::create(&self.root, TIMES_NAME, 0o600, false)?);
         file.set_len(0)?;
         file.write_at(&mut [IoSlice::new(&times::encode(&times))], 0)
     }

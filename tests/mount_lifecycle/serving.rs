@@ -233,11 +233,11 @@ fn options_that_mount_takes_reach_the_kernel() {
     );
 }
 
-/// Mounts under a limit of the size of files.
+/// Mounts under a limit of the size of files, of 2 MB: enough for the journal.
 fn mount_limited(volume: &Volume, limit: &str) {
     let kmsfs = volume.kmsfs();
     let limited = Command::new("sh")
-        .args(["-c", &format!("ulimit {limit} 100 && exec \"$@\""), "sh"])
+        .args(["-c", &format!("ulimit {limit} 4000 && exec \"$@\""), "sh"])
         .arg(kmsfs.get_program())
         .arg("mount")
         .args([volume.backing(), volume.point()])
