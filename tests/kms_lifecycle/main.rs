@@ -11,6 +11,7 @@ mod lock;
 mod memory;
 mod outage;
 mod revocation;
+mod states;
 mod status;
 
 use std::fs::File;
