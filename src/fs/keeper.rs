@@ -243,6 +243,8 @@ impl KeyKeeper {
     pub fn lock(&self) -> Result<()> {
         let _turn = self.locking.lock();
         self.fs.volume.locked.store(true, Ordering::SeqCst);
+        // Those that nothing is written under need not wait for what is.
+        self.keys.drop_all();
         self.withhold_all();
         let written = self.write_back();
         self.keys.set_locked(true);
