@@ -242,16 +242,18 @@ impl KeyService {
         key
     }
 
-    /// Whether the recipients still give a key, asked until one answers or it
-    /// takes too long: whoever asks knows that a provider that was down is not.
+    /// Whether the recipients still give a key, asked until one answers, but not
+    /// for ever: whoever asks may know that a provider that was down is not.
     ///
     /// # Errors
     /// Those of the recipients.
     pub fn is_given(&self, context: &KeyContext, wrapped: &[WrappedKey]) -> Result<(), KeyError> {
-        let deadline = patience::deadline(self.deadline);
+        // Longer than a provider that is down is left alone.
+        let end = Instant::now() + self.deadline.max(DEFAULT_DEADLINE);
         loop {
+            let deadline = patience::deadline(self.deadline);
             match self.ask(context, wrapped, deadline, Priority::Interactive) {
-                Err(KeyError::Unavailable { .. }) if Instant::now() + AGAIN < deadline => {
+                Err(KeyError::Unavailable { .. }) if Instant::now() + AGAIN < end => {
                     std::thread::sleep(AGAIN);
                 }
                 result => return result.map(drop),
