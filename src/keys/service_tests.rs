@@ -159,7 +159,11 @@ fn refreshing_begins_a_keys_time_anew() {
     service.refresh(&context, &wrapped).unwrap();
     assert!(used(200) && used(200) && used(190));
     provider.fail(Some(wrong::unavailable()));
-    service.refresh(&context, &wrapped).unwrap_err();
+    // Not so long that the provider counts as down.
+    let soon = Instant::now() + SECOND / 10;
+    patience::until(soon, Priority::Maintenance, || {
+        service.refresh(&context, &wrapped).unwrap_err();
+    });
     assert!(used(5), "an outage takes no key");
     assert!(!used(5), "and gives none");
     provider.fail(None);
@@ -184,7 +188,9 @@ fn keys_wanted_ahead_are_unwrapped_once_and_at_the_same_time() {
     service.get(context, wrapped).unwrap();
     eventually(|| wanted.iter().all(|(c, w)| service.cached(c, w).is_some()));
     assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
-    assert_eq!(provider.calls(), calls + 64);
+    // Some keys for new files may have been on their way.
+    let made = provider.calls() - calls;
+    assert!((64..100).contains(&made), "{made} calls");
     assert!(service.stats().prefetched >= 63);
 }
 
