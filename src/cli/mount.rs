@@ -71,8 +71,8 @@ pub(super) struct Arguments {
         value_parser = clap::value_parser!(u64).range(1..=300)
     )]
     kms_deadline: u64,
-    /// Seconds for which open files stay usable after that while no key
-    /// provider can be reached
+    /// Seconds for which keys in memory stay usable after their time while no
+    /// key provider can be reached
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     outage_grace: u64,
     /// Write a line for each key that is released, or refused, to FILE, or with
@@ -201,6 +201,7 @@ fn open(arguments: &Arguments, options: &MountOptions, place: &Place) -> Result<
     let limits = CacheLimits {
         entries: arguments.key_cache,
         time_to_live: Duration::from_secs(arguments.key_ttl),
+        grace: Duration::from_secs(arguments.outage_grace),
         idle: Duration::from_secs(arguments.key_idle),
     };
     let found = volume::find(backing)?;
@@ -212,7 +213,10 @@ fn open(arguments: &Arguments, options: &MountOptions, place: &Place) -> Result<
     };
     let deadline = Duration::from_secs(arguments.kms_deadline);
     let keys = KeyService::with(ring, limits, deadline, Arc::new(BootClock));
-    let keys = Arc::new(keys);
+    let keys = Arc::new(match &place.audit {
+        Some(log) => keys.audited(Arc::clone(log)),
+        None => keys,
+    });
     let patience = Instant::now() + ENDING;
     let mut found = found;
     loop {

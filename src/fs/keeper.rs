@@ -21,8 +21,11 @@ use crate::sys::workers::Workers;
 use super::volume::volume_context;
 use super::{Fs, Result};
 
-/// Threads that ask for keys again, and threads that take keys away.
-const THREADS: usize = 8;
+/// The most threads that ask for keys again: as each makes one call after the
+/// other, 32 renew 10,000 keys in a minute where a call takes 0.2 s.
+const RENEWING: usize = 32;
+/// The most threads that take keys away.
+const ENDING: usize = 8;
 /// Pause after a renewal that got no answer.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The longest time before its end at which a lease is renewed.
@@ -98,8 +101,8 @@ impl KeyKeeper {
             keys,
             terms,
             drop_pages,
-            renewals: Workers::new("kmsfs-renewals", THREADS),
-            endings: Workers::new("kmsfs-endings", THREADS),
+            renewals: Workers::new("kmsfs-renewals", RENEWING),
+            endings: Workers::new("kmsfs-endings", ENDING),
             attempts: Mutex::default(),
             locking: Mutex::default(),
         })
@@ -170,7 +173,16 @@ impl KeyKeeper {
                 self.end(file, Some(error));
             }
             Err(error) => {
-                log::warn!("inode {}: its key is not renewed: {error}", file.host_ino());
+                // Once a second for each open file would be too much.
+                let level = match attempt.not_before {
+                    None => log::Level::Warn,
+                    Some(_) => log::Level::Debug,
+                };
+                log::log!(
+                    level,
+                    "inode {}: its key is not renewed: {error}",
+                    file.host_ino()
+                );
                 attempt.not_before = Some(Instant::now() + PAUSE);
                 attempt.last = match error {
                     ContentError::Key(error) => Some(error),
@@ -213,6 +225,8 @@ impl KeyKeeper {
     /// Those of making durable what was not.
     pub fn drop_keys(&self) -> Result<()> {
         let _turn = self.locking.lock();
+        // First of all: who uses a file meanwhile is not to get its key from there.
+        self.keys.drop_all();
         self.withhold_all();
         self.write_back()?;
         self.keys.drop_all();
@@ -229,6 +243,8 @@ impl KeyKeeper {
     pub fn lock(&self) -> Result<()> {
         let _turn = self.locking.lock();
         self.fs.volume.locked.store(true, Ordering::SeqCst);
+        // Those that nothing is written under need not wait for what is.
+        self.keys.drop_all();
         self.withhold_all();
         let written = self.write_back();
         self.keys.set_locked(true);
@@ -245,8 +261,7 @@ impl KeyKeeper {
         let _turn = self.locking.lock();
         let volume = &self.fs.volume.volume;
         let wrapped: Vec<_> = volume.recipients.iter().map(to_wrapped).collect();
-        let probe = self.keys.ring().unwrap(&volume_context(volume), &wrapped);
-        drop(probe?);
+        self.keys.is_given(&volume_context(volume), &wrapped)?;
         self.keys.set_locked(false);
         self.fs.volume.locked.store(false, Ordering::SeqCst);
         log::info!("the volume is unlocked");

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use crate::backing::{BackingFile, HostFile, dir};
 use crate::content::identity::wanted_key;
+use crate::keys::audit::caller;
 use crate::keys::patience;
 use crate::sys::workers::Workers;
 
@@ -183,7 +184,11 @@ impl Fs {
                 if let Some(opened) = watch.add(inode.host_ino) {
                     directory.state = State::Listing(watch.vain);
                     let fs = Arc::clone(self);
-                    siblings.workers.run(move || fs.begin_run(parent, &opened));
+                    let whose = caller::get();
+                    let begin = move || fs.begin_run(parent, &opened);
+                    siblings
+                        .workers
+                        .run(move || caller::on_behalf(whose, begin));
                 }
             }
             State::Run(run) => {
@@ -270,14 +275,17 @@ impl Fs {
         range: Range<usize>,
     ) {
         let (fs, files) = (Arc::clone(self), Arc::clone(files));
-        self.siblings.workers.run(move || {
+        let look = move || {
             for chunk in files[range].chunks(CHUNK) {
                 if let Err(error) = fs.prefetch(parent, chunk) {
                     log::debug!("looking ahead in directory {parent}: {error}");
                     return;
                 }
             }
-        });
+        };
+        let whose = caller::get();
+        let workers = &self.siblings.workers;
+        workers.run(move || caller::on_behalf(whose, look));
     }
 
     fn prefetch(&self, parent: u64, files: &[(CString, u64)]) -> Result<()> {

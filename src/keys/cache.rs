@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -27,6 +27,8 @@ pub struct CacheLimits {
     pub entries: usize,
     /// How long after it was unwrapped a key is forgotten.
     pub time_to_live: Duration,
+    /// And how much longer it is used while no provider can be reached.
+    pub grace: Duration,
     /// How long after its last use a key is forgotten.
     pub idle: Duration,
 }
@@ -36,6 +38,7 @@ impl Default for CacheLimits {
         Self {
             entries: 16_384,
             time_to_live: Duration::from_secs(600),
+            grace: Duration::ZERO,
             idle: Duration::from_secs(300),
         }
     }
@@ -65,6 +68,8 @@ pub struct KeyCache {
     clock: Arc<dyn Clock>,
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
+    /// Nothing is kept.
+    sealed: AtomicBool,
     hits: AtomicU64,
     misses: AtomicU64,
     calls: AtomicU64,
@@ -130,6 +135,7 @@ impl KeyCache {
             clock,
             hasher: RandomState::new(),
             shards: std::iter::repeat_with(shard).take(count).collect(),
+            sealed: AtomicBool::new(false),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -147,7 +153,8 @@ impl KeyCache {
     /// The file's key, from memory or else from `fetch`, which is called once
     /// however many threads ask meanwhile; all of them get its result, those
     /// that it takes too long at their `deadline` an error. No lock is held
-    /// during the call. Errors are not kept.
+    /// during the call. Errors are not kept. Where no provider can be reached,
+    /// a key in its grace is the result.
     pub fn get_or_fetch(
         &self,
         context: &KeyContext,
@@ -170,7 +177,11 @@ impl KeyCache {
                         let landing = self.take_off(&mut shard, id);
                         drop(shard);
                         self.calls.fetch_add(1, Ordering::Relaxed);
-                        return landing.land(fetch().map(Arc::new));
+                        let fetched = fetch().map(Arc::new);
+                        return match self.in_grace(id, &fetched) {
+                            Some(key) => landing.deliver(Ok(key)),
+                            None => landing.land(fetched),
+                        };
                     }
                 }
             };
@@ -182,8 +193,34 @@ impl KeyCache {
         }
     }
 
+    /// The key whose time is over but for the grace, if the fetch failed for want
+    /// of an answer. A refusal takes it away.
+    fn in_grace(
+        &self,
+        (file, fingerprint): (FileId, u64),
+        fetched: &Fetched,
+    ) -> Option<Arc<DataKey>> {
+        let error = fetched.as_ref().err()?;
+        let mut shard = self.shard(file).lock();
+        let now = self.clock.now();
+        let entry = shard.entries.get_mut(&file)?;
+        if entry.fingerprint != fingerprint {
+            return None;
+        }
+        if error.is_refusal() || self.expired(entry, now) {
+            shard.entries.pop(&file);
+            self.evictions.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        if !error.is_transient() {
+            return None;
+        }
+        entry.used = now;
+        Some(Arc::clone(&entry.key))
+    }
+
     /// Announces a fetch by the caller, for which others wait until it lands;
-    /// `None` if the key is in memory or being fetched.
+    /// `None` if the key is in memory or being fetched, or is not to be kept.
     pub(super) fn claim(
         &self,
         context: &KeyContext,
@@ -192,7 +229,8 @@ impl KeyCache {
         let fingerprint = self.fingerprint(context, wrapped);
         let id = (context.file, fingerprint);
         let mut shard = self.shard(context.file).lock();
-        if self.peek(&shard, context.file, fingerprint) || shard.flights.contains_key(&id) {
+        let had = self.peek(&shard, context.file, fingerprint) || shard.flights.contains_key(&id);
+        if had || self.sealed.load(Ordering::SeqCst) {
             return None;
         }
         Some(self.take_off(&mut shard, id))
@@ -254,6 +292,17 @@ impl KeyCache {
         }
     }
 
+    /// Forgets every key and keeps none, also none that is being fetched, until
+    /// this is called with `false`.
+    pub(super) fn seal(&self, sealed: bool) {
+        // Before the shards are locked one by one: what is stored in one is
+        // stored before it is emptied, or not at all.
+        self.sealed.store(sealed, Ordering::SeqCst);
+        if sealed {
+            self.drop_all();
+        }
+    }
+
     /// Forgets the keys whose time has come, and says how many they were. To be
     /// called every now and then, as a key that no one asks for is not noticed
     /// otherwise.
@@ -307,9 +356,16 @@ impl KeyCache {
         &self.shards[usize::from(file.0[0]) % self.shards.len()]
     }
 
+    /// Whether the entry is to be forgotten.
     fn expired(&self, entry: &Entry, now: Duration) -> bool {
-        now.saturating_sub(entry.fetched) >= self.limits.time_to_live
+        let longest = self.limits.time_to_live.saturating_add(self.limits.grace);
+        now.saturating_sub(entry.fetched) >= longest
             || now.saturating_sub(entry.used) >= self.limits.idle
+    }
+
+    /// Whether the entry's time is not over, so that nobody has to be asked.
+    fn is_fresh(&self, entry: &Entry, now: Duration) -> bool {
+        !self.expired(entry, now) && now.saturating_sub(entry.fetched) < self.limits.time_to_live
     }
 
     fn lookup(&self, shard: &mut Shard, file: FileId, fingerprint: u64) -> Option<Arc<DataKey>> {
@@ -318,6 +374,9 @@ impl KeyCache {
         if entry.fingerprint != fingerprint || self.expired(entry, now) {
             shard.entries.pop(&file);
             self.evictions.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        if !self.is_fresh(entry, now) {
             return None;
         }
         entry.used = now;
@@ -329,7 +388,7 @@ impl KeyCache {
     fn peek(&self, shard: &Shard, file: FileId, fingerprint: u64) -> bool {
         let now = self.clock.now();
         let entry = shard.entries.peek(&file);
-        entry.is_some_and(|e| e.fingerprint == fingerprint && !self.expired(e, now))
+        entry.is_some_and(|e| e.fingerprint == fingerprint && self.is_fresh(e, now))
     }
 
     fn store(
@@ -340,7 +399,7 @@ impl KeyCache {
         key: Arc<DataKey>,
         fetched: Duration,
     ) {
-        if self.limits.entries == 0 {
+        if self.limits.entries == 0 || self.sealed.load(Ordering::SeqCst) {
             return;
         }
         let entry = Entry {
@@ -378,6 +437,11 @@ impl Landing<'_> {
                 .store(&mut shard, file, fingerprint, Arc::clone(key), now);
         }
         drop(shard);
+        self.deliver(fetched)
+    }
+
+    /// Gives the result to those who wait, and keeps nothing.
+    fn deliver(self, fetched: Fetched) -> Fetched {
         *self.flight.result.lock() = Some(Outcome::Landed(fetched.clone()));
         fetched
     }

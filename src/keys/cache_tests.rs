@@ -279,3 +279,74 @@ fn age_counts_from_when_the_provider_gave_the_key() {
     clock.advance(1);
     assert!(!holds(&cache, 1));
 }
+
+fn with_grace(seconds: u64) -> (KeyCache, Arc<FakeClock>) {
+    let clock = Arc::new(FakeClock::default());
+    let limits = CacheLimits {
+        grace: Duration::from_secs(seconds),
+        idle: Duration::MAX,
+        ..CacheLimits::default()
+    };
+    (KeyCache::new(limits, clock.clone()), clock)
+}
+
+#[test]
+fn a_key_in_its_grace_is_for_outages_only() {
+    let (cache, clock) = with_grace(100);
+    let first = fetch(&cache, 1);
+    let ask = |answer| cache.get_or_fetch(&context(1), &wrapped(1), soon(), || answer);
+    clock.advance(600);
+    assert!(!holds(&cache, 1), "someone has to be asked");
+    assert!(!cache.holds(&context(1), &wrapped(1)));
+    for error in [wrong::unavailable(), wrong::throttled()] {
+        assert!(Arc::ptr_eq(&ask(Err(error)).unwrap(), &first));
+    }
+    assert!(!holds(&cache, 1), "using it makes it no younger");
+    let other = cache.get_or_fetch(&context(1), &wrapped(2), soon(), || {
+        Err(wrong::unavailable())
+    });
+    assert!(other.is_err(), "another wrapped key");
+    let renewed = ask(key()).unwrap();
+    assert!(!Arc::ptr_eq(&renewed, &first) && holds(&cache, 1));
+    clock.advance(699);
+    assert!(ask(Err(wrong::unavailable())).is_ok());
+    clock.advance(1);
+    assert!(ask(Err(wrong::unavailable())).is_err(), "it is over");
+    assert!(cache.is_empty());
+}
+
+#[test]
+fn a_refusal_ends_the_grace() {
+    let (cache, clock) = with_grace(100);
+    fetch(&cache, 1);
+    let ask = |error| cache.get_or_fetch(&context(1), &wrapped(1), soon(), || Err(error));
+    clock.advance(650);
+    assert!(ask(wrong::unavailable()).is_ok());
+    assert!(matches!(
+        ask(wrong::disabled()),
+        Err(KeyError::Disabled { .. })
+    ));
+    assert!(cache.is_empty(), "wiped at once");
+    assert!(ask(wrong::unavailable()).is_err());
+}
+
+#[test]
+fn a_sealed_cache_keeps_nothing_that_comes_in_late() {
+    let (cache, _) = cache(100);
+    fetch(&cache, 1);
+    let claimed = cache.claim(&context(2), &wrapped(2)).unwrap();
+    // Sealed in the middle of a fetch.
+    let got = cache.get_or_fetch(&context(3), &wrapped(3), soon(), || {
+        cache.seal(true);
+        key()
+    });
+    assert!(got.is_ok(), "who asked is told");
+    claimed.land(key().map(Arc::new)).unwrap();
+    assert!(cache.claim(&context(4), &wrapped(4)).is_none());
+    cache.insert(&context(5), &wrapped(5), Arc::new(key().unwrap()));
+    fetch(&cache, 6);
+    assert!(cache.is_empty());
+    cache.seal(false);
+    fetch(&cache, 6);
+    assert!(holds(&cache, 6));
+}

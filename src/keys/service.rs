@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::crypto::DataKey;
+use crate::keys::audit::AuditLog;
 use crate::keys::cache::{CacheCounters, CacheLimits, KeyCache};
 use crate::keys::patience::{self, Priority};
 use crate::keys::ring::KeyRing;
@@ -38,6 +39,9 @@ use refusals::Refusals;
 /// How long an operation may wait for a key, unless the mount says otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Pause before a provider that is down is asked again by someone who insists.
+const AGAIN: Duration = Duration::from_millis(250);
+
 /// The most threads that make and unwrap keys in the background.
 const THREADS: usize = 128;
 
@@ -53,6 +57,8 @@ pub struct KeyService {
     pool: Arc<Pool>,
     ahead: Arc<Ahead>,
     workers: Arc<Workers>,
+    /// Where it is written down which file gets a key that was made ahead.
+    audit: Option<Arc<AuditLog>>,
     locked: AtomicBool,
 }
 
@@ -100,8 +106,17 @@ impl KeyService {
             clock,
             cache,
             workers,
+            audit: None,
             locked: AtomicBool::new(false),
         }
+    }
+
+    /// The same service over recipients whose releases are in `log`: also what
+    /// becomes of keys made ahead is written there.
+    #[must_use]
+    pub fn audited(mut self, log: Arc<AuditLog>) -> Self {
+        self.audit = Some(log);
+        self
     }
 
     /// The volume's recipients.
@@ -126,7 +141,9 @@ impl KeyService {
     /// thread may not wait.
     pub fn generate(&self, volume: VolumeId, len: KeyLen) -> Result<NewKey, KeyError> {
         self.refuse_if_locked()?;
-        let (made, new) = match self.made_ahead(volume, len) {
+        let ready = self.made_ahead(volume, len);
+        let ahead = ready.is_some();
+        let (made, new) = match ready {
             Some(ready) => ready,
             None => (self.clock.now(), self.make(volume, len)?),
         };
@@ -134,6 +151,11 @@ impl KeyService {
             volume,
             file: new.file,
         };
+        if ahead && let Some(log) = &self.audit {
+            log.assigned(&context, &new.wrapped)?;
+        }
+        // It may have been locked since.
+        self.refuse_if_locked()?;
         let key = Arc::clone(&new.key);
         self.cache.insert_older(&context, &new.wrapped, key, made);
         Ok(new)
@@ -182,9 +204,12 @@ impl KeyService {
             }
         }
         let deadline = patience::deadline(self.deadline);
-        self.cache.get_or_fetch(context, wrapped, deadline, || {
+        let key = self.cache.get_or_fetch(context, wrapped, deadline, || {
             self.ask(context, wrapped, deadline, Priority::Interactive)
-        })
+        })?;
+        // It may have been locked since.
+        self.refuse_if_locked()?;
+        Ok(key)
     }
 
     /// A data key that is not to be kept, through one of the recipients.
@@ -217,12 +242,32 @@ impl KeyService {
         key
     }
 
-    /// Gives no key any more and forgets all, until this is called with `false`.
+    /// Whether the recipients still give a key, asked until one answers, but not
+    /// for ever: whoever asks may know that a provider that was down is not.
+    ///
+    /// # Errors
+    /// Those of the recipients.
+    pub fn is_given(&self, context: &KeyContext, wrapped: &[WrappedKey]) -> Result<(), KeyError> {
+        // Longer than a provider that is down is left alone.
+        let end = Instant::now() + self.deadline.max(DEFAULT_DEADLINE);
+        loop {
+            let deadline = patience::deadline(self.deadline);
+            match self.ask(context, wrapped, deadline, Priority::Interactive) {
+                Err(KeyError::Unavailable { .. }) if Instant::now() + AGAIN < end => {
+                    std::thread::sleep(AGAIN);
+                }
+                result => return result.map(drop),
+            }
+        }
+    }
+
+    /// Gives no key any more, forgets all, and keeps none that comes in late,
+    /// until this is called with `false`.
     pub fn set_locked(&self, locked: bool) {
         self.locked.store(locked, Ordering::SeqCst);
-        if locked {
-            self.drop_all();
-        }
+        self.pool.close(locked);
+        self.cache.seal(locked);
+        self.drop_all();
     }
 
     fn refuse_if_locked(&self) -> Result<(), KeyError> {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::keys::KeyProvider;
+use crate::keys::audit::caller;
 use crate::keys::stats::BreakerState;
 use crate::keys::testing::{CONTEXT, FakeClock, FakeProvider, context, wrong};
 
@@ -158,7 +159,11 @@ fn refreshing_begins_a_keys_time_anew() {
     service.refresh(&context, &wrapped).unwrap();
     assert!(used(200) && used(200) && used(190));
     provider.fail(Some(wrong::unavailable()));
-    service.refresh(&context, &wrapped).unwrap_err();
+    // Not so long that the provider counts as down.
+    let soon = Instant::now() + SECOND / 10;
+    patience::until(soon, Priority::Maintenance, || {
+        service.refresh(&context, &wrapped).unwrap_err();
+    });
     assert!(used(5), "an outage takes no key");
     assert!(!used(5), "and gives none");
     provider.fail(None);
@@ -183,7 +188,9 @@ fn keys_wanted_ahead_are_unwrapped_once_and_at_the_same_time() {
     service.get(context, wrapped).unwrap();
     eventually(|| wanted.iter().all(|(c, w)| service.cached(c, w).is_some()));
     assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
-    assert_eq!(provider.calls(), calls + 64);
+    // Some keys for new files may have been on their way.
+    let made = provider.calls() - calls;
+    assert!((64..100).contains(&made), "{made} calls");
     assert!(service.stats().prefetched >= 63);
 }
 
@@ -237,4 +244,130 @@ fn the_deadline_of_the_thread_counts() {
     });
     assert!(matches!(got, Err(KeyError::Throttled { .. })));
     assert!(start.elapsed() < Duration::from_millis(700));
+}
+
+#[test]
+fn a_locked_service_gives_and_keeps_nothing_also_not_what_was_on_its_way() {
+    let provider = FakeProvider::remote("a");
+    let service = service(&provider);
+    let files: Vec<_> = (0..64).map(|_| create(&service)).collect();
+    let (context, wrapped) = &files[0];
+    service.drop_all();
+    provider.delay(Duration::from_millis(200));
+    let calls = provider.calls();
+    service.prefetch(files[1..].to_vec());
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| service.get(context, wrapped).err());
+        eventually(|| provider.calls() > calls + 8);
+        service.set_locked(true);
+        assert!(matches!(asking.join().unwrap(), Some(KeyError::Locked)));
+    });
+    eventually(|| service.stats().providers[0].in_flight == 0);
+    std::thread::sleep(Duration::from_millis(50));
+    let stats = service.stats();
+    assert_eq!((stats.cache.entries, stats.pool.ready), (0, 0));
+    let new = service.generate(CONTEXT.volume, LEN);
+    assert!(matches!(new.err(), Some(KeyError::Locked)));
+    service.set_locked(false);
+    assert!(service.get(context, wrapped).is_ok());
+}
+
+#[test]
+fn who_insists_is_answered_once_a_provider_is_back() {
+    let provider = FakeProvider::remote("a");
+    let service = service(&provider);
+    let (context, wrapped) = create(&service);
+    provider.fail(Some(wrong::unavailable()));
+    while service.stats().providers[0].breaker == BreakerState::Closed {
+        assert!(service.unwrap(&context, &wrapped).is_err());
+    }
+    provider.fail(None);
+    assert!(
+        service.unwrap(&context, &wrapped).is_err(),
+        "it is not asked"
+    );
+    service.is_given(&context, &wrapped).unwrap();
+    provider.fail(Some(wrong::denied()));
+    let start = Instant::now();
+    let refused = service.is_given(&context, &wrapped);
+    assert!(matches!(refused, Err(KeyError::Denied { .. })));
+    assert!(start.elapsed() < SECOND);
+}
+
+#[test]
+fn the_audit_log_says_whose_doing_every_key_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit");
+    let log = Arc::new(AuditLog::open(path.to_str().unwrap()).unwrap());
+    let fakes = [FakeProvider::remote("a"), FakeProvider::remote("b")];
+    let providers = fakes.iter().map(|f| Arc::clone(f) as Arc<dyn KeyProvider>);
+    let ring = KeyRing::new(providers.collect()).unwrap().audited(&log);
+    let clock = Arc::new(BootClock);
+    let service = KeyService::with(ring, CacheLimits::default(), 2 * SECOND, clock).audited(log);
+    let as_user = |uid, work: &dyn Fn()| {
+        caller::on_behalf(Some(caller::Caller { thread: 0, uid }), work);
+    };
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.collect()
+    };
+    // More than the pool leaves to those who ask.
+    let made = parking_lot::Mutex::new(Vec::new());
+    as_user(7, &|| {
+        for _ in 0..40 {
+            made.lock().push(create(&service));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let made = made.into_inner();
+    for (context, _) in &made {
+        let file = context.file.to_hex();
+        let of_file = lines().into_iter().filter(|l| l["file"] == file.as_str());
+        let by: Vec<_> = of_file
+            .map(|l| (l["event"].as_str().unwrap().to_owned(), l["uid"].as_u64()))
+            .collect();
+        let direct = [("generate".to_owned(), Some(7))];
+        let ahead = [
+            ("generate".to_owned(), None),
+            ("assign".to_owned(), Some(7)),
+        ];
+        assert!(by == direct || by == ahead, "{by:?}");
+    }
+    assert!(lines().iter().any(|l| l["event"] == "assign"));
+    service.drop_all();
+    let before = lines().len();
+    let (context, wrapped) = &made[0];
+    as_user(8, &|| drop(service.get(context, wrapped).unwrap()));
+    as_user(9, &|| service.prefetch(made[1..5].to_vec()));
+    eventually(|| service.stats().prefetched == 4);
+    let opened = lines().split_off(before);
+    let opened = opened.iter().filter(|l| l["event"] == "unwrap");
+    let mut by: Vec<_> = opened.map(|l| l["uid"].as_u64()).collect();
+    by.sort_unstable();
+    assert_eq!(by, [Some(8), Some(9), Some(9), Some(9), Some(9)]);
+}
+
+#[test]
+fn what_is_wanted_ahead_goes_to_a_recipient_that_is_not_down_in_batches() {
+    let (a, b) = (
+        FakeProvider::remote("a"),
+        FakeProvider::with_batches("b", 16),
+    );
+    let providers = [a.clone(), b.clone()].map(|p| p as Arc<dyn KeyProvider>);
+    let ring = KeyRing::new(providers.to_vec()).unwrap();
+    let clock = Arc::new(BootClock);
+    let service = KeyService::with(ring, CacheLimits::default(), 2 * SECOND, clock);
+    let files: Vec<_> = (0..64).map(|_| create(&service)).collect();
+    service.drop_all();
+    a.fail(Some(wrong::unavailable()));
+    let (context, wrapped) = &files[0];
+    while service.stats().providers[0].breaker == BreakerState::Closed {
+        // Over to the second.
+        service.unwrap(context, wrapped).unwrap();
+    }
+    let calls = b.calls();
+    service.prefetch(files.clone());
+    eventually(|| files.iter().all(|(c, w)| service.cached(c, w).is_some()));
+    assert!(b.calls() - calls < 40, "{} calls", b.calls() - calls);
 }

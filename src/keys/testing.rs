@@ -41,6 +41,8 @@ impl Clock for FakeClock {
 pub(crate) struct FakeProvider {
     uri: String,
     remote: bool,
+    /// Keys that one call unwraps; 0 as 1.
+    batch: usize,
     calls: AtomicUsize,
     /// So many calls more fail, each with this.
     failing: Mutex<Option<(usize, KeyError)>>,
@@ -62,6 +64,16 @@ impl FakeProvider {
         Arc::new(Self {
             uri: uri.into(),
             remote: true,
+            ..Self::default()
+        })
+    }
+
+    /// One that unwraps several keys in a call.
+    pub(crate) fn with_batches(uri: &str, batch: usize) -> Arc<Self> {
+        Arc::new(Self {
+            uri: uri.into(),
+            remote: true,
+            batch,
             ..Self::default()
         })
     }
@@ -137,6 +149,31 @@ impl KeyProvider for FakeProvider {
 
     fn unwrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
         self.answer()?;
+        Self::opened(context, wrapped)
+    }
+
+    fn batch(&self) -> usize {
+        self.batch.max(1)
+    }
+
+    fn unwrap_many(&self, wrapped: &[(KeyContext, WrappedKey)]) -> Vec<Result<DataKey, KeyError>> {
+        if self.batch == 0 {
+            let each = wrapped.iter();
+            return each.map(|(c, w)| self.unwrap(c, w)).collect();
+        }
+        assert!(wrapped.len() <= self.batch);
+        let answer = self.answer();
+        let each = wrapped.iter();
+        each.map(|(context, wrapped)| {
+            answer.clone()?;
+            Self::opened(context, wrapped)
+        })
+        .collect()
+    }
+}
+
+impl FakeProvider {
+    fn opened(context: &KeyContext, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
         if wrapped.iv != context.aad() {
             return Err(wrong::rejected());
         }

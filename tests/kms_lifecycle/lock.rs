@@ -102,6 +102,32 @@ fn dropped_keys_are_asked_for_again() {
     assert_eq!(server.calls(), calls + 1);
 }
 
+/// Who uses a file all the time does not get its key back from the memory that is
+/// about to be cleared.
+#[test]
+fn dropping_keys_reaches_files_in_use() {
+    needs_mounts!();
+    let server = Server::start();
+    let mount = kms_mount(&server, &["--key-ttl", "600"]);
+    let path = mount.join("f");
+    write_synced(&path, &block(0));
+    let files: Vec<_> = (0..4).map(|_| open_both(&path).unwrap()).collect();
+    read_block(&files[0], 0).unwrap();
+    server.change(|key| key.state = State::Disabled);
+    std::thread::scope(|scope| {
+        let reading = files.iter().map(|file| {
+            scope.spawn(move || until_it_fails(Duration::from_secs(10), || read_block(file, 0)))
+        });
+        let reading: Vec<_> = reading.collect();
+        std::thread::sleep(Duration::from_millis(100));
+        kmsfs_ok(&mount, &["keys", "drop"]);
+        for reader in reading {
+            assert_eq!(reader.join().unwrap(), libc::EKEYREVOKED);
+        }
+    });
+    assert_eq!(status(&mount)["open_files"]["with_key"], 0);
+}
+
 /// Locks and unlocks under load; what was written is there.
 #[test]
 fn writers_lose_nothing_while_it_is_locked_and_unlocked() {

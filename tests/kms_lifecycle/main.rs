@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../kms_servers/mod.rs"]
+#[allow(dead_code)]
 mod kms_servers;
 
 mod audit;
@@ -11,6 +12,7 @@ mod lock;
 mod memory;
 mod outage;
 mod revocation;
+mod states;
 mod status;
 
 use std::fs::File;

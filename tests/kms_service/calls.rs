@@ -48,7 +48,7 @@ fn what_needs_no_key_makes_no_call_even_with_the_service_gone() {
             fs::read_dir(&root).unwrap().count(),
             (COPIES + 1) * FILES + 1
         );
-        run(&["find", ".", "-mindepth", "1", "-delete"]);
+        run(&["sh", "-c", "rm -r ./*"]);
     });
     assert_eq!(calls, 0);
     assert_eq!(fs::read_dir(&root).unwrap().count(), 0);

@@ -1,5 +1,6 @@
 //! How fast a mount is in spite of the service's latency and quota. The machines
-//! that run this differ, so what is asserted are ratios; the figures are printed.
+//! that run this differ, so what is asserted is less where one is slow by itself;
+//! the figures are printed.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -23,17 +24,29 @@ fn files_are_made_and_read_as_fast_as_the_quota_lets() {
     let Some(mut world) = World::new(&[]) else {
         return;
     };
+    // As fast as this machine makes files at all, with a service that answers at once.
+    let start = Instant::now();
+    fs::create_dir(world.join("free")).unwrap();
+    make_files(&world.join("free"), files / 5);
+    let free = (files / 5) as f64 / start.elapsed().as_secs_f64();
+    fs::remove_dir_all(world.join("free")).unwrap();
+    world.remount();
     world.conditions(limited());
     let start = Instant::now();
     let calls = world.calls_of(|| make_files(world.path(), files));
     let took = start.elapsed();
     let rate = files as f64 / took.as_secs_f64();
     println!(
-        "create: {files} files in {took:?}, {rate:.0} a second, {calls} calls, {} throttled",
+        "create: {files} files in {took:?}, {rate:.0} a second ({free:.0} without limits), \
+         {calls} calls, {} throttled",
         world.server.throttled()
     );
     // One after the other would be fewer than 100 a second.
-    assert!(rate > 200.0, "{rate:.0} files a second");
+    let bar = f64::min(700.0, 0.7 * free);
+    assert!(
+        rate >= bar,
+        "{rate:.0} files a second, {free:.0} without limits"
+    );
     assert!(calls < files + files / 10 + 100, "{calls} calls");
 
     world.remount();
@@ -61,7 +74,10 @@ fn files_are_made_and_read_as_fast_as_the_quota_lets() {
         "cat: {files} files in {took:?}, {times:.1} times as fast as one by one \
          ({one_by_one:?}), {calls} calls, {throttled} throttled"
     );
-    assert!(times > 2.5, "only {times:.1} times as fast");
+    // Unless the machine itself takes longer for a file than the service.
+    let slow = one_by_one > 2 * LATENCY * files as u32;
+    let bar = if slow { 2.5 } else { 5.0 };
+    assert!(times >= bar, "only {times:.1} times as fast");
     assert!(calls - throttled <= files, "{calls} calls");
 }
 

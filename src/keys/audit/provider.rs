@@ -30,21 +30,26 @@ impl Audited {
     ) -> Result<T, KeyError> {
         let _ = request::take();
         let result = call();
-        let release = Release {
+        let error = result.as_ref().err();
+        self.record(event, context, key, request::take(), error)?;
+        result
+    }
+
+    fn record(
+        &self,
+        event: &'static str,
+        context: &KeyContext,
+        key: &str,
+        request: Option<String>,
+        error: Option<&KeyError>,
+    ) -> Result<(), KeyError> {
+        self.log.record(&Release {
             event,
             context,
             key,
-            request: request::take(),
-            error: result.as_ref().err(),
-        };
-        self.log.record(&release).map_err(|error| {
-            log::error!("{error}");
-            KeyError::Configuration {
-                detail: error.to_string(),
-                hint: Some("no key is released that the audit log does not show".into()),
-            }
-        })?;
-        result
+            request,
+            error,
+        })
     }
 }
 
@@ -78,6 +83,24 @@ impl KeyProvider for Audited {
     fn unwrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<DataKey, KeyError> {
         let call = || self.inner.unwrap(context, wrapped);
         self.logged("unwrap", context, &wrapped.key_uri, call)
+    }
+
+    fn batch(&self) -> usize {
+        self.inner.batch()
+    }
+
+    /// A line for each, all with the one call's id.
+    fn unwrap_many(&self, wrapped: &[(KeyContext, WrappedKey)]) -> Vec<Result<DataKey, KeyError>> {
+        let _ = request::take();
+        let results = self.inner.unwrap_many(wrapped);
+        let request = request::take();
+        let each = wrapped.iter().zip(results);
+        each.map(|((context, wrapped), result)| {
+            let (key, error) = (&wrapped.key_uri, result.as_ref().err());
+            self.record("unwrap", context, key, request.clone(), error)?;
+            result
+        })
+        .collect()
     }
 
     fn rewrap(&self, context: &KeyContext, wrapped: &WrappedKey) -> Result<WrappedKey, KeyError> {
@@ -134,6 +157,27 @@ mod tests {
         assert_eq!(lines[0]["key"], "fake:k");
         let verified = verify(text.as_bytes(), false).unwrap();
         assert_eq!((verified.lines, verified.last), (3, log.head().last));
+    }
+
+    #[test]
+    fn a_batch_is_one_call_with_a_line_for_each_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        let log = Arc::new(AuditLog::open(path.to_str().unwrap()).unwrap());
+        let fake = FakeProvider::with_batches("fake:k", 4);
+        let audited = Audited::new(fake.clone(), log);
+        let (_, wrapped) = audited.generate(&CONTEXT, KeyLen::Bits256).unwrap();
+        assert_eq!(audited.batch(), 4);
+        let batch = [CONTEXT, context(9), CONTEXT].map(|c| (c, wrapped.clone()));
+        let results = audited.unwrap_many(&batch);
+        let worked: Vec<bool> = results.iter().map(Result::is_ok).collect();
+        assert_eq!((worked, fake.calls()), (vec![true, false, true], 2));
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().skip(1);
+        let outcomes: Vec<_> = lines
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["outcome"].clone())
+            .collect();
+        assert_eq!(outcomes, ["released", "rejected", "released"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::keys::audit::caller::{self, Caller};
 use crate::keys::cache::KeyCache;
 use crate::keys::patience::Priority;
 use crate::keys::{KeyContext, KeyError, KeyProvider, WrappedKey};
@@ -41,7 +42,8 @@ pub(super) struct Ahead {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Wanted>,
+    /// Each with whose doing it is.
+    queue: VecDeque<(Option<Caller>, Wanted)>,
     running: usize,
 }
 
@@ -70,7 +72,9 @@ impl Ahead {
         self.failures.store(0, Ordering::Relaxed);
         let mut state = self.state.lock();
         let room = self.most.saturating_sub(state.queue.len());
-        state.queue.extend(wanted.into_iter().take(room));
+        let caller = caller::get();
+        let wanted = wanted.into_iter().take(room);
+        state.queue.extend(wanted.map(|wanted| (caller, wanted)));
         let more = state
             .queue
             .len()
@@ -112,7 +116,7 @@ impl Ahead {
 
     /// Makes one call; says whether there may be more to do.
     fn unwrap_some(&self) -> bool {
-        let Some(first) = self.next() else {
+        let Some((whose, first)) = self.next(None) else {
             return false;
         };
         let Some((recipient, wrapped)) = self.recipient_of(&first.1) else {
@@ -135,7 +139,9 @@ impl Ahead {
         };
         add(first, wrapped);
         for _ in 1..recipient.batch() {
-            let Some(more) = self.next() else { break };
+            let Some((_, more)) = self.next(Some(whose)) else {
+                break;
+            };
             let own = more.1.iter().find(|w| recipient.recognises(w)).cloned();
             if let Some(wrapped) = own {
                 add(more, wrapped);
@@ -144,7 +150,8 @@ impl Ahead {
         if asked.is_empty() {
             return true;
         }
-        let results = recipient.unwrap_ahead(&asked, deadline);
+        let ask = || recipient.unwrap_ahead(&asked, deadline);
+        let results = caller::on_behalf(whose, ask);
         for ((claim, wanted), result) in claims.into_iter().zip(results) {
             match result {
                 Ok(key) => {
@@ -155,7 +162,7 @@ impl Ahead {
                 // The next one's turn comes later by now.
                 Err(KeyError::Throttled { .. }) => {
                     claim.abandon();
-                    self.state.lock().queue.push_front(wanted);
+                    self.state.lock().queue.push_front((whose, wanted));
                 }
                 // Who opens the file asks again, and is told what is wrong.
                 Err(_) => {
@@ -171,21 +178,33 @@ impl Ahead {
         goes_on
     }
 
-    /// The next key that is not in memory.
-    fn next(&self) -> Option<Wanted> {
+    /// The next key that is not in memory; with `whose` only if it is that
+    /// one's, too.
+    fn next(&self, whose: Option<Option<Caller>>) -> Option<(Option<Caller>, Wanted)> {
         loop {
-            let wanted = self.state.lock().queue.pop_front()?;
+            let mut state = self.state.lock();
+            let (caller, _) = state.queue.front()?;
+            if whose.is_some_and(|whose| whose != *caller) {
+                return None;
+            }
+            let (caller, wanted) = state.queue.pop_front()?;
+            drop(state);
             if !self.cache.holds(&wanted.0, &wanted.1) {
-                return Some(wanted);
+                return Some((caller, wanted));
             }
         }
     }
 
+    /// The first recipient that is not down, or else the first.
     fn recipient_of(&self, wrapped: &[WrappedKey]) -> Option<(&Guarded, WrappedKey)> {
-        self.recipients.iter().find_map(|recipient| {
-            let own = wrapped.iter().find(|w| recipient.recognises(w))?;
-            Some((&**recipient, own.clone()))
-        })
+        let find = |down: bool| {
+            let mut recipients = self.recipients.iter();
+            recipients.find_map(|recipient| {
+                let own = wrapped.iter().find(|w| recipient.recognises(w))?;
+                (recipient.is_down() == down).then(|| (&**recipient, own.clone()))
+            })
+        };
+        find(false).or_else(|| find(true))
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::crypto::DataKey;
+use crate::keys::audit::caller;
 use crate::keys::patience::{self, Priority};
 use crate::keys::ring::{most_informative, unknown_recipients};
 use crate::keys::{KeyContext, KeyError, KeyProvider, WrappedKey};
@@ -63,8 +64,10 @@ pub(super) fn unwrap(
                     }
                     (running, asked) = (running + 1, asked + 1);
                     let (context, wrapped, sender) = (*context, wrapped.clone(), sender.clone());
+                    let whose = caller::get();
                     workers.run(move || {
                         let call = || recipient.unwrap(&context, &wrapped);
+                        let call = || caller::on_behalf(whose, call);
                         // Another one may have answered first.
                         let _ = sender.send((asked, patience::until(deadline, priority, call)));
                     });

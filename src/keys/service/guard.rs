@@ -74,6 +74,11 @@ impl Guarded {
         }
     }
 
+    /// Whether calls fail at once at present.
+    pub(super) fn is_down(&self) -> bool {
+        self.breaker.is_open()
+    }
+
     /// What is known of the provider.
     pub(super) fn stats(&self) -> ProviderStats {
         let mut stats = ProviderStats {
@@ -94,6 +99,11 @@ impl Guarded {
         }
         let deadline = patience::deadline(self.time);
         let priority = patience::priority();
+        // As when it waited for a thread until now: what nobody waits for any
+        // more is not asked.
+        if Instant::now() >= deadline {
+            return Err(self.unavailable("no time is left to ask it".into()));
+        }
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match self.try_once(deadline, Some(priority), &attempt) {
@@ -152,12 +162,17 @@ impl Guarded {
     }
 
     fn down(&self, wait: Duration) -> KeyError {
+        let next = match wait.as_millis() {
+            0 => "is being tried again".to_owned(),
+            millis => format!("is tried again in {millis} ms"),
+        };
+        self.unavailable(format!("it did not answer lately, and {next}"))
+    }
+
+    fn unavailable(&self, detail: String) -> KeyError {
         KeyError::Unavailable {
             key: self.provider.uri().to_owned(),
-            detail: format!(
-                "it did not answer lately, and is asked again in {} ms",
-                wait.as_millis()
-            ),
+            detail,
         }
     }
 
@@ -254,6 +269,45 @@ mod tests {
         assert_eq!(stats.calls as usize, provider.calls());
         assert!(stats.retries >= 3 && stats.errors.throttled() >= 2);
         assert!(stats.p50.is_some() && stats.rate < 1000.0);
+    }
+
+    #[test]
+    fn what_comes_too_late_is_not_asked() {
+        let (provider, guarded) = guarded(Duration::from_secs(5));
+        let late = patience::until(Instant::now(), Priority::Interactive, || generate(&guarded));
+        assert!(matches!(late, Err(KeyError::Unavailable { .. })));
+        assert_eq!(provider.calls(), 0);
+    }
+
+    #[test]
+    fn one_of_many_finds_out_that_it_works_again() {
+        let (provider, guarded) = guarded(Duration::from_millis(300));
+        provider.fail(Some(wrong::unavailable()));
+        while guarded.stats().breaker == BreakerState::Closed {
+            generate(&guarded).unwrap_err();
+        }
+        std::thread::sleep(Duration::from_millis(1050));
+        let calls = provider.calls();
+        provider.fail(None);
+        provider.delay(Duration::from_millis(600));
+        let start = std::sync::Barrier::new(32);
+        let ask = || {
+            start.wait();
+            generate(&guarded).is_ok()
+        };
+        let worked = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..32).map(|_| scope.spawn(ask)).collect();
+            all.into_iter()
+                .filter_map(|t| t.join().ok())
+                .filter(|ok| *ok)
+                .count()
+        });
+        assert_eq!(
+            (worked, provider.calls() - calls),
+            (1, 1),
+            "the others fail at once"
+        );
+        generate(&guarded).unwrap();
     }
 
     #[test]

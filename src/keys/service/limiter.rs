@@ -1,9 +1,11 @@
 //! How many calls a second a provider gets: a token bucket whose rate is halved
 //! when the provider says that it is too much, and else creeps up.
 
+use std::collections::VecDeque;
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::keys::patience::Priority;
 
@@ -19,49 +21,56 @@ const DECREASE: f64 = 0.7;
 const SAME_COMPLAINT: Duration = Duration::from_millis(500);
 /// Seconds' worth of calls that may come at once.
 const BURST: f64 = 0.1;
+/// A provider that wants no calls for longer than this is asked all the same.
+const LONGEST_CLOSED: Duration = Duration::from_secs(30);
 /// The part of a burst that only interactive calls may use.
 const RESERVE: f64 = 0.25;
 
 /// The limiter of one key.
 pub(super) struct Limiter {
     bucket: Mutex<Bucket>,
-    changed: Condvar,
 }
 
 impl Limiter {
     pub(super) fn new() -> Self {
         Self {
             bucket: Mutex::new(Bucket::new(Instant::now())),
-            changed: Condvar::new(),
         }
     }
 
     /// Waits for a turn; says no at once if it would come after `deadline`.
+    ///
+    /// Turns come in the order of priority and then of arrival. Only who is next
+    /// looks at the clock, the others sleep until they are.
     pub(super) fn acquire(&self, priority: Priority, deadline: Instant) -> bool {
-        let mut bucket = self.bucket.lock();
-        let mut queued = false;
-        let acquired = loop {
+        let mut ticket = None;
+        loop {
+            let mut bucket = self.bucket.lock();
             let now = Instant::now();
-            let Err(wait) = bucket.take(now, priority) else {
-                break true;
+            let ahead = bucket.ahead(priority, ticket);
+            let turn = match ahead {
+                0 => bucket.take(now, priority),
+                _ => Err(bucket.estimate(now, priority, ahead)),
+            };
+            let Err(wait) = turn else {
+                bucket.leave(priority, ticket);
+                return true;
             };
             if now + wait > deadline {
-                break false;
+                bucket.leave(priority, ticket);
+                return false;
             }
-            if !queued {
-                queued = true;
-                bucket.waiting[priority as usize] += 1;
+            if ticket.is_none() {
+                ticket = Some(bucket.enter(priority));
             }
-            // Woken earlier when someone more urgent has gone.
-            self.changed.wait_for(&mut bucket, wait);
-        };
-        if queued {
-            bucket.waiting[priority as usize] -= 1;
-            if bucket.waiting[priority as usize] == 0 {
-                self.changed.notify_all();
-            }
+            drop(bucket);
+            let pause = match ahead {
+                0 => wait,
+                _ => deadline.saturating_duration_since(now),
+            };
+            // Whoever leaves wakes who is next by then, also before this sleeps.
+            thread::park_timeout(pause);
         }
-        acquired
     }
 
     /// The provider asked for fewer calls, perhaps for none for a while.
@@ -86,8 +95,15 @@ struct Bucket {
     last_complaint: Option<Instant>,
     /// Someone had to wait since the rate was last changed.
     felt: bool,
-    /// Who waits, by priority.
-    waiting: [usize; 3],
+    /// Who waits, by priority, in order.
+    waiting: [VecDeque<Waiter>; 3],
+    /// The last ticket that was given.
+    tickets: u64,
+}
+
+struct Waiter {
+    ticket: u64,
+    thread: Thread,
 }
 
 impl Bucket {
@@ -100,7 +116,8 @@ impl Bucket {
             changed: now,
             last_complaint: None,
             felt: false,
-            waiting: [0; 3],
+            waiting: Default::default(),
+            tickets: 0,
         }
     }
 
@@ -120,31 +137,64 @@ impl Bucket {
         }
     }
 
-    /// Takes a token, or says how long to wait before asking again.
+    /// Takes a token for who is next, or says how long to wait before asking
+    /// again.
     fn take(&mut self, now: Instant, priority: Priority) -> Result<(), Duration> {
-        self.fill(now);
-        if now < self.closed_until {
-            return Err(self.closed_until - now);
+        let wait = self.estimate(now, priority, 0);
+        if wait.is_zero() {
+            self.tokens -= 1.0;
+            return Ok(());
         }
-        let urgent: usize = self.waiting[..priority as usize].iter().sum();
+        Err(wait.max(Duration::from_micros(100)))
+    }
+
+    /// How long it takes until it is the turn of someone with so many ahead.
+    fn estimate(&mut self, now: Instant, priority: Priority, ahead: usize) -> Duration {
+        self.fill(now);
+        let closed = self.closed_until.saturating_duration_since(now);
         let reserve = match priority {
             Priority::Interactive => 0.0,
             // Never more than a burst can hold beside the token itself.
             _ => (self.burst() * RESERVE).min(self.burst() - 1.0),
         };
-        let missing = 1.0 + reserve + urgent as f64 - self.tokens;
+        let missing = 1.0 + reserve + ahead as f64 - self.tokens;
         if missing <= 0.0 {
-            self.tokens -= 1.0;
-            return Ok(());
+            return closed;
         }
         self.felt = true;
-        let wait = Duration::from_secs_f64(missing / self.rate);
-        Err(wait.max(Duration::from_micros(100)))
+        closed.max(Duration::from_secs_f64(missing / self.rate))
+    }
+
+    /// How many have their turn before one who waits with this ticket, or does
+    /// not wait yet.
+    fn ahead(&self, priority: Priority, ticket: Option<u64>) -> usize {
+        let (more_urgent, rest) = self.waiting.split_at(priority as usize);
+        let own = &rest[0];
+        let before = own.iter().position(|w| Some(w.ticket) == ticket);
+        more_urgent.iter().map(VecDeque::len).sum::<usize>() + before.unwrap_or(own.len())
+    }
+
+    fn enter(&mut self, priority: Priority) -> u64 {
+        self.tickets += 1;
+        let (ticket, thread) = (self.tickets, thread::current());
+        self.waiting[priority as usize].push_back(Waiter { ticket, thread });
+        ticket
+    }
+
+    /// Takes who waited out, and wakes who is next.
+    fn leave(&mut self, priority: Priority, ticket: Option<u64>) {
+        if ticket.is_none() {
+            return;
+        }
+        self.waiting[priority as usize].retain(|w| Some(w.ticket) != ticket);
+        if let Some(next) = self.waiting.iter().find_map(VecDeque::front) {
+            next.thread.unpark();
+        }
     }
 
     fn throttled(&mut self, now: Instant, retry_after: Option<Duration>) {
         if let Some(wait) = retry_after {
-            self.closed_until = self.closed_until.max(now + wait);
+            self.closed_until = self.closed_until.max(now + wait.min(LONGEST_CLOSED));
         }
         let heard = self.last_complaint;
         if heard.is_none_or(|at| now.saturating_duration_since(at) >= SAME_COMPLAINT) {
@@ -233,13 +283,82 @@ mod tests {
             bucket.take(start, Priority::Interactive).is_ok(),
             "a reserve"
         );
-        bucket.waiting[Priority::Interactive as usize] = 1000;
-        let count = let_through(&mut bucket, start + SECOND, Priority::Prefetch);
-        assert_eq!(count, 0);
         let limiter = Limiter::new();
         let soon = Instant::now() + Duration::from_millis(20);
         limiter.throttled(Some(SECOND));
         assert!(!limiter.acquire(Priority::Interactive, soon));
         assert!(Instant::now() < soon, "it says no at once");
+    }
+
+    #[test]
+    fn no_provider_closes_itself_for_good() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        bucket.throttled(start, Some(Duration::from_secs(1 << 40)));
+        assert!(bucket.take(start + SECOND, Priority::Interactive).is_err());
+        let later = start + LONGEST_CLOSED + SECOND;
+        assert!(bucket.take(later, Priority::Interactive).is_ok());
+    }
+
+    /// Waiters of each kind, all there before the first turn comes.
+    fn in_order(
+        limiter: &Limiter,
+        wanted: &[Priority],
+        deadline: Instant,
+    ) -> Vec<Option<Priority>> {
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for (index, &priority) in wanted.iter().enumerate() {
+                let order = &order;
+                scope.spawn(move || {
+                    let turn = limiter.acquire(priority, deadline);
+                    order.lock().push(turn.then_some(priority));
+                });
+                let waiting = || {
+                    let bucket = limiter.bucket.lock();
+                    bucket.waiting.iter().map(VecDeque::len).sum::<usize>()
+                };
+                let (came, patience) = (|| waiting() + order.lock().len(), Instant::now() + SECOND);
+                while came() <= index && Instant::now() < patience {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        order.into_inner()
+    }
+
+    #[test]
+    fn turns_come_by_urgency_and_everyone_is_woken() {
+        use Priority::{Interactive, Maintenance, Prefetch};
+        let limiter = Limiter::new();
+        {
+            let mut bucket = limiter.bucket.lock();
+            (bucket.rate, bucket.tokens) = (20.0, 0.0);
+        }
+        limiter.throttled(Some(2 * SECOND));
+        let mut wanted = vec![Maintenance, Prefetch, Interactive];
+        wanted.extend([Prefetch, Interactive].repeat(9));
+        let deadline = Instant::now() + 20 * SECOND;
+        let order = in_order(&limiter, &wanted, deadline);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(order, sorted, "the most urgent first");
+        assert_eq!(order.iter().flatten().count(), wanted.len());
+    }
+
+    #[test]
+    fn who_would_be_too_late_is_told_at_once_and_keeps_nobody_waiting() {
+        use Priority::Interactive;
+        let limiter = Limiter::new();
+        {
+            let mut bucket = limiter.bucket.lock();
+            (bucket.rate, bucket.tokens) = (10.0, 0.0);
+        }
+        let start = Instant::now();
+        let order = in_order(&limiter, &[Interactive; 40], start + SECOND);
+        let served = order.iter().flatten().count();
+        assert!((6..=12).contains(&served), "{served} in a second");
+        assert!(start.elapsed() < 2 * SECOND);
+        assert!(limiter.bucket.lock().waiting.iter().all(VecDeque::is_empty));
     }
 }

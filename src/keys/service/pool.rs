@@ -71,6 +71,8 @@ struct State {
     making: usize,
     /// Counts the times that everything was dropped.
     generation: u64,
+    /// No keys are made.
+    closed: bool,
     demand: Demand,
     taken: u64,
     dry: u64,
@@ -151,7 +153,12 @@ impl Pool {
 
     fn timed(&self, volume: VolumeId, len: KeyLen) -> Result<NewKey, KeyError> {
         let start = Instant::now();
-        let made = NewKey::make(&self.ring, volume, len)?;
+        let made = NewKey::make(&self.ring, volume, len).inspect_err(|error| {
+            // Those that were made before are not for use any more either.
+            if error.is_refusal() {
+                self.clear();
+            }
+        })?;
         self.latency.record(start.elapsed());
         Ok(made)
     }
@@ -171,24 +178,25 @@ impl Pool {
     fn refill(self: &Arc<Self>, mut state: parking_lot::MutexGuard<'_, State>, now: Duration) {
         let target = self.target(&state, now);
         let have = state.ready.len() + state.making;
-        if have > target / 2 {
+        if have > target / 2 || state.closed {
             return;
         }
         let more = (target - have).min(PARALLEL.saturating_sub(state.making));
         state.making += more;
+        let generation = state.generation;
         drop(state);
         for _ in 0..more {
             let pool = Arc::clone(self);
-            self.workers.run(move || pool.fill());
+            self.workers.run(move || pool.fill(generation));
         }
     }
 
-    /// Makes keys until there are enough, or one cannot be made. This thread
-    /// counts as making one throughout.
-    fn fill(&self) {
+    /// Makes keys until there are enough, or one cannot be made, or everything is
+    /// dropped. This thread counts as making one throughout.
+    fn fill(&self, generation: u64) {
         let mut maker = Maker {
             pool: self,
-            generation: self.state.lock().generation,
+            generation,
         };
         while maker.make_one() {}
     }
@@ -199,6 +207,14 @@ impl Pool {
         state.ready.clear();
         state.generation += 1;
         state.demand = Demand::default();
+    }
+
+    /// Forgets every key and makes none, until this is called with `false`.
+    pub(super) fn close(&self, closed: bool) {
+        self.state.lock().closed = closed;
+        if closed {
+            self.clear();
+        }
     }
 
     /// Forgets keys that have become too old.
@@ -239,7 +255,12 @@ struct Maker<'a> {
 impl Maker<'_> {
     /// Makes one key; says whether another is wanted.
     fn make_one(&mut self) -> bool {
-        let Some((volume, len)) = self.pool.state.lock().purpose else {
+        let wanted = {
+            let state = self.pool.state.lock();
+            let current = state.generation == self.generation;
+            state.purpose.filter(|_| current)
+        };
+        let Some((volume, len)) = wanted else {
             return false;
         };
         let deadline = Instant::now() + self.pool.time;
@@ -371,6 +392,51 @@ mod tests {
             new_file(&pool);
         }
         pool.clear();
+        settle(&pool);
+        assert_eq!(pool.stats().ready, 0);
+    }
+
+    #[test]
+    fn a_closed_pool_makes_nothing_also_not_what_was_about_to_be_made() {
+        let (pool, provider, _) = pool();
+        for _ in 0..20 {
+            new_file(&pool);
+            settle(&pool);
+        }
+        pool.close(true);
+        assert!(pool.take(CONTEXT.volume, LEN).is_none());
+        let calls = provider.calls();
+        // A thread that was started before and comes to it only now.
+        pool.state.lock().making += 1;
+        let before = pool.state.lock().generation - 1;
+        pool.fill(before);
+        assert_eq!((provider.calls(), pool.stats().ready), (calls, 0));
+        for _ in 0..20 {
+            pool.make(CONTEXT.volume, LEN).unwrap();
+        }
+        settle(&pool);
+        assert_eq!((provider.calls(), pool.stats().ready), (calls + 20, 0));
+        pool.close(false);
+        for _ in 0..20 {
+            new_file(&pool);
+        }
+        settle(&pool);
+        assert!(pool.stats().ready > 0);
+    }
+
+    #[test]
+    fn a_refusal_takes_back_the_keys_made_before_it() {
+        let (pool, provider, _) = pool();
+        for _ in 0..40 {
+            new_file(&pool);
+            settle(&pool);
+        }
+        assert!(pool.stats().ready > 0);
+        provider.fail(Some(wrong::unavailable()));
+        assert!(pool.make(CONTEXT.volume, LEN).is_err());
+        assert!(pool.stats().ready > 0, "an outage takes none");
+        provider.fail(Some(wrong::disabled()));
+        assert!(pool.make(CONTEXT.volume, LEN).is_err());
         settle(&pool);
         assert_eq!(pool.stats().ready, 0);
     }
