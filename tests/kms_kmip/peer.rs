@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use kmsfs::keys::kms::kmip::{KmipProvider, KmipUri};
 use kmsfs::keys::{KeyError, KeyProvider};
+use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 use serde_json::json;
 
 use crate::conformance::{DEADLINE, Mood, Service};
@@ -18,6 +19,10 @@ pub(crate) enum Naming {
     Name,
 }
 
+/// One test at a time: the server does one thing at a time, and the tests have
+/// deadlines.
+static TURN: ReentrantMutex<()> = ReentrantMutex::new(());
+
 /// A key of its own at the shared server.
 pub(crate) struct Peer {
     pub(crate) server: &'static PyKmip,
@@ -26,6 +31,7 @@ pub(crate) struct Peer {
     naming: Naming,
     more: &'static str,
     ids: Mutex<Vec<String>>,
+    _turn: ReentrantMutexGuard<'static, ()>,
 }
 
 impl Peer {
@@ -41,6 +47,7 @@ impl Peer {
     /// One without a proxy.
     pub(crate) fn direct(naming: Naming, more: &'static str) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let turn = TURN.lock();
         let server = pykmip();
         let name = format!("key {}", NUMBER.fetch_add(1, Ordering::SeqCst));
         let id = server.make(&name, true);
@@ -51,6 +58,7 @@ impl Peer {
             naming,
             more,
             ids: Mutex::new(vec![id]),
+            _turn: turn,
         }
     }
 

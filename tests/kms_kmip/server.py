@@ -116,15 +116,15 @@ class Owner:
         self.client.open()
 
     def make(self, name, active=True, decrypts=True):
-        mask = [enums.CryptographicUsageMask.ENCRYPT]
-        mask += [enums.CryptographicUsageMask.DECRYPT] if decrypts else []
         made = self.client.create(
             enums.CryptographicAlgorithm.AES,
             256,
             operation_policy_name="kmsfs",
             name=name,
-            cryptographic_usage_mask=mask,
         )
+        if not decrypts:
+            # The client always asks for both.
+            self.change(made, cryptographic_usage_masks=[enums.CryptographicUsageMask.ENCRYPT])
         if active:
             self.client.activate(made)
         return made

@@ -101,8 +101,11 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
         self.stream.sock.deadline = deadline;
-        self.stream.write_all(request).map_err(Trouble::of)?;
-        self.stream.flush().map_err(Trouble::of)?;
+        let sent = self
+            .stream
+            .write_all(request)
+            .and_then(|()| self.stream.flush());
+        sent.map_err(|error| self.last_words(error))?;
         let mut header = [0; HEADER];
         self.stream.read_exact(&mut header).map_err(Trouble::of)?;
         let (found, length) = ttlv::header(&header);
@@ -118,6 +121,19 @@ impl Connection {
             .read_exact(&mut answer[HEADER..])
             .map_err(Trouble::of)?;
         Ok(answer)
+    }
+
+    /// Why a request could not be sent: a server that does not take our certificate
+    /// may have said so and hung up.
+    fn last_words(&mut self, error: io::Error) -> Trouble {
+        let trouble = Trouble::of(error);
+        if !matches!(trouble, Trouble::Broken(_)) {
+            return trouble;
+        }
+        match self.stream.read(&mut [0]).map_err(Trouble::of) {
+            Err(said @ (Trouble::Refused(_) | Trouble::Incompatible(_))) => said,
+            _ => trouble,
+        }
     }
 
     /// Takes leave. Nothing is waited for, and failure has no consequence.
