@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::fault;
 use super::message::Refusal;
 use super::operation::{self, Operation, TAG};
@@ -41,6 +43,8 @@ pub struct KmipProvider {
     versions: Option<Versions>,
     /// Whether the server was seen to refuse another context.
     binds: AtomicBool,
+    /// Held by who finds that out.
+    checking: Mutex<()>,
 }
 
 /// A wrapped key, taken apart.
@@ -84,6 +88,7 @@ impl KmipProvider {
             server: Server::new(pool, identity.clone(), uri.version),
             versions,
             binds: AtomicBool::new(false),
+            checking: Mutex::new(()),
             identity,
             uri: uri.clone(),
         })
@@ -149,24 +154,38 @@ impl KmipProvider {
         let id = self.current(deadline)?;
         let wrapped = self.encrypt(&id, context, key, deadline)?;
         if !self.binds.load(Ordering::Relaxed) {
-            let parts = Parts {
-                aad: b"another context".to_vec(),
-                ..self.parts(context, &wrapped)?
-            };
-            let operation = parts.operation();
-            let outcome = self.server.call(&operation, deadline, |_| Ok(()))?;
-            let Err(refusal) = outcome else {
-                return Err(fault::unbound(&self.identity));
-            };
-            if !refusal.is_ambiguous() {
-                match self.refused(&id, &refusal, &operation, deadline) {
-                    KeyError::Rejected { .. } => {}
-                    error => return Err(error),
-                }
+            // One of many callers finds out, unless that takes too long.
+            let _turn = self.checking.try_lock_for(deadline.left());
+            if !self.binds.load(Ordering::Relaxed) {
+                self.see_that_it_binds(context, &wrapped, deadline)?;
             }
-            self.binds.store(true, Ordering::Relaxed);
         }
         Ok(wrapped)
+    }
+
+    fn see_that_it_binds(
+        &self,
+        context: &KeyContext,
+        wrapped: &WrappedKey,
+        deadline: Deadline,
+    ) -> Result<(), KeyError> {
+        let parts = Parts {
+            aad: b"another context".to_vec(),
+            ..self.parts(context, wrapped)?
+        };
+        let operation = parts.operation();
+        let outcome = self.server.call(&operation, deadline, |_| Ok(()))?;
+        let Err(refusal) = outcome else {
+            return Err(fault::unbound(&self.identity));
+        };
+        if !refusal.is_ambiguous() {
+            match self.refused(parts.id, &refusal, &operation, deadline) {
+                KeyError::Rejected { .. } => {}
+                error => return Err(error),
+            }
+        }
+        self.binds.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Takes a wrapped key apart; an error if it cannot be one of this key's.

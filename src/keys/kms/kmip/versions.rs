@@ -9,6 +9,7 @@
 //! among all keys that this client may use.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -29,6 +30,8 @@ pub(super) struct Versions {
     /// The name's URI in errors.
     key: String,
     met: Mutex<Met>,
+    /// The newest version, as it was looked up last, and when that was begun.
+    found: Mutex<Option<(Instant, String)>>,
 }
 
 #[derive(Default)]
@@ -43,11 +46,30 @@ impl Versions {
             name,
             key,
             met: Mutex::default(),
+            found: Mutex::default(),
         }
     }
 
-    /// The id of the newest active key.
+    /// The id of the newest active key. Callers that come at once share what is
+    /// looked up after they came.
     pub(super) fn newest(&self, server: &Server, deadline: Deadline) -> Result<String, KeyError> {
+        let came = Instant::now();
+        let Some(mut found) = self.found.try_lock_for(deadline.left()) else {
+            return Err(KeyError::Unavailable {
+                key: self.key.clone(),
+                detail: "looking up its newest version takes too long".into(),
+            });
+        };
+        if let Some((_, id)) = found.as_ref().filter(|(begun, _)| *begun >= came) {
+            return Ok(id.clone());
+        }
+        let begun = Instant::now();
+        let id = self.look_up_newest(server, deadline)?;
+        *found = Some((begun, id.clone()));
+        Ok(id)
+    }
+
+    fn look_up_newest(&self, server: &Server, deadline: Deadline) -> Result<String, KeyError> {
         let mut active = self.locate(server, true, deadline)?;
         let newest = match active.len() {
             0 => return Err(self.none_active(server, deadline)),
