@@ -40,6 +40,8 @@ pub struct Options {
     pub mount: String,
     /// Further arguments of `kmsfs init`.
     pub init: Vec<String>,
+    /// Further arguments of `kmsfs mount`.
+    pub arguments: Vec<String>,
     /// Where the backing directory goes, if not among the temporary files.
     pub backing: Option<PathBuf>,
     /// Further variables in the environment of the commands.

@@ -2,9 +2,9 @@
 //!
 //! One folder a service, each behind a cargo feature of its name: its wire
 //! format, its credentials and its errors. The URIs are understood by every
-//! build, so that one that lacks a service can say so. All of them share the
-//! HTTP client in `http`, where asynchrony begins and ends: every call in here
-//! blocks its caller.
+//! build, so that one that lacks a service can say so. Those over HTTP share the
+//! client in `http`, where asynchrony begins and ends: every call in here blocks
+//! its caller.
 
 pub mod alibaba;
 #[cfg(feature = "pkcs11")]
@@ -15,12 +15,14 @@ pub mod exec;
 pub mod hashivault;
 #[cfg(feature = "kms-http")]
 mod http;
+pub mod kmip;
 #[cfg(feature = "kms-http")]
 mod lease;
 pub mod pkcs11;
-#[cfg(feature = "kms-http")]
+#[cfg(any(feature = "kms-http", feature = "kmip"))]
 mod printable;
-#[cfg(feature = "kms-http")]
+// Of the services that are always there, none tries again by itself.
+#[cfg_attr(not(feature = "kms-http"), allow(dead_code))]
 mod retry;
 mod secret_text;
 #[cfg(feature = "kms-http")]

@@ -9,6 +9,9 @@ mod provider;
 mod timestamp;
 mod wrap;
 
+#[cfg(feature = "kmip")]
+pub(crate) use files::read_private;
+
 pub use document::{Document, KeyVersion, State, Status};
 pub use keystore::{Keystore, ListedKey};
 pub use protection::{Argon2Cost, Kdf, NewProtection, Protection, Salt};
