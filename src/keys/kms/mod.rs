@@ -7,6 +7,7 @@
 //! blocks its caller.
 
 pub mod alibaba;
+pub mod aws;
 #[cfg(feature = "pkcs11")]
 mod bound;
 #[cfg(feature = "kms-http")]
@@ -20,10 +21,8 @@ mod lease;
 pub mod pkcs11;
 #[cfg(feature = "kms-http")]
 mod printable;
-#[cfg(feature = "kms-http")]
 mod retry;
 mod secret_text;
-#[cfg(feature = "kms-http")]
 mod server;
 pub mod service;
 #[cfg(feature = "kms-http")]
