@@ -21,10 +21,17 @@ const LAYERS: [&[&str]; 6] = [
 const WITHIN: [(&str, &str); 1] = [("keys", "crypto")];
 
 /// Each dependency and the only modules that may use it.
-const USERS: [(&str, &[&str]); 21] = [
+const USERS: [(&str, &[&str]); 28] = [
     ("aes_siv", &["crypto"]),
     ("argon2", &["keys"]),
+    ("aws_config", &["keys"]),
+    ("aws_credential_types", &["keys"]),
     ("aws_lc_rs", &["crypto", "keys"]),
+    ("aws_runtime", &["keys"]),
+    ("aws_sdk_kms", &["keys"]),
+    ("aws_smithy_async", &["keys"]),
+    ("aws_smithy_runtime_api", &["keys"]),
+    ("aws_smithy_types", &["keys"]),
     ("bytes", &["keys"]),
     ("clap", &["cli"]),
     ("crc32fast", &["format"]),
@@ -47,7 +54,20 @@ const USERS: [(&str, &[&str]); 21] = [
 ];
 
 /// Dependencies that only the providers of remote services may use.
-const REMOTE: [&str; 5] = ["bytes", "p12_keystore", "reqwest", "rustls", "tokio"];
+const REMOTE: [&str; 12] = [
+    "aws_config",
+    "aws_credential_types",
+    "aws_runtime",
+    "aws_sdk_kms",
+    "aws_smithy_async",
+    "aws_smithy_runtime_api",
+    "aws_smithy_types",
+    "bytes",
+    "p12_keystore",
+    "reqwest",
+    "rustls",
+    "tokio",
+];
 
 /// Where `unsafe` may stand.
 const UNSAFE: [&str; 2] = ["backing", "sys"];

@@ -5,6 +5,7 @@
 //! may hold keys are wiped where this code owns them; what the TLS and HTTP
 //! libraries keep internally is out of its reach.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub(super) enum Trust {
 pub(super) struct Request {
     pub(super) method: Method,
     pub(super) url: String,
-    pub(super) headers: Vec<(&'static str, Zeroizing<String>)>,
+    pub(super) headers: Vec<(Cow<'static, str>, Zeroizing<String>)>,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
@@ -63,8 +64,13 @@ impl Request {
     }
 
     /// The same with one header more.
-    pub(super) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, Zeroizing::new(value.into())));
+    pub(super) fn header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<String>,
+    ) -> Self {
+        self.headers
+            .push((name.into(), Zeroizing::new(value.into())));
         self
     }
 }
@@ -80,6 +86,13 @@ impl Response {
     /// A header's value, if it is text.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// All headers whose value is text.
+    #[cfg(feature = "aws")]
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        let headers = self.headers.iter();
+        headers.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
     }
 
     /// The server's clock, in seconds since 1970.
@@ -107,7 +120,7 @@ pub(super) enum HttpError {
 
 impl HttpError {
     /// The error as a provider reports it: `server` did not answer about `key`.
-    pub(super) fn about(self, key: &str, server: &str) -> KeyError {
+    pub(super) fn about(&self, key: &str, server: &str) -> KeyError {
         let detail = format!("{server}: {self}");
         let key = key.to_owned();
         match self {
@@ -141,13 +154,12 @@ impl Http {
 
     /// Sends `request` and waits for the answer, at most for `time`.
     pub(super) fn send(&self, request: Request, time: Duration) -> Result<Response, HttpError> {
-        let client = self.client()?;
-        runtime()?.block_on(async {
-            match tokio::time::timeout(time, exchange(client, request)).await {
-                Ok(result) => result,
-                Err(_) => Err(HttpError::TimedOut),
-            }
-        })
+        wait(time, self.exchange(request))?
+    }
+
+    /// Sends `request`, for code that is asynchronous itself.
+    pub(super) async fn exchange(&self, request: Request) -> Result<Response, HttpError> {
+        exchange(self.client()?, request).await
     }
 
     /// The client of this process: one inherited through `fork` waits for
@@ -166,6 +178,14 @@ impl Http {
         *slot = Some((process, client.clone()));
         Ok(client)
     }
+}
+
+/// Does `work`, asynchronous code, and waits for its end, at most for `time`.
+pub(super) fn wait<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, HttpError> {
+    runtime()?.block_on(async {
+        let result = tokio::time::timeout(time, work).await;
+        result.map_err(|_| HttpError::TimedOut)
+    })
 }
 
 impl Trust {
@@ -214,7 +234,9 @@ async fn exchange(client: Client, mut request: Request) -> Result<Response, Http
         let mut value = HeaderValue::from_str(value)
             .map_err(|_| unsendable(&format!("header {name} has no valid value")))?;
         value.set_sensitive(true);
-        headers.insert(HeaderName::from_static(name), value);
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| unsendable(&format!("{name} is no header's name")))?;
+        headers.insert(name, value);
     }
     let body = bytes::Bytes::from_owner(std::mem::take(&mut request.body));
     let sent = client

@@ -7,6 +7,7 @@
 //! its caller.
 
 pub mod alibaba;
+pub mod aws;
 #[cfg(feature = "pkcs11")]
 mod bound;
 #[cfg(feature = "kms-http")]
@@ -25,7 +26,6 @@ mod printable;
 #[cfg_attr(not(feature = "kms-http"), allow(dead_code))]
 mod retry;
 mod secret_text;
-#[cfg(feature = "kms-http")]
 mod server;
 pub mod service;
 #[cfg(feature = "kms-http")]

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::keys::kms::{alibaba, exec, hashivault, kmip, pkcs11};
+use crate::keys::kms::{alibaba, aws, exec, hashivault, kmip, pkcs11};
 use crate::keys::{KeyError, KeyProvider, PassphraseSource};
 
 /// All of them: one line a service.
-const SERVICES: [&Service; 5] = [
+const SERVICES: [&Service; 6] = [
     &alibaba::SERVICE,
+    &aws::SERVICE,
     &hashivault::SERVICE,
     &kmip::SERVICE,
     &pkcs11::SERVICE,

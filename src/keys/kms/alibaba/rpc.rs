@@ -59,10 +59,12 @@ impl Service {
             now,
         };
         let signed = unsigned.sign(credentials);
+        let headers = signed.headers.into_iter();
+        let named = headers.map(|(name, value)| (name.into(), value));
         let request = Request {
             method: Method::POST,
             url: format!("{}/?{}", self.origin, signed.query),
-            headers: signed.headers,
+            headers: named.collect(),
             body,
         };
         settle(http.send(request, deadline.one_try()))
