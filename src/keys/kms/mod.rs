@@ -7,11 +7,17 @@
 //! blocks its caller.
 
 pub mod alibaba;
-#[cfg(feature = "pkcs11")]
+pub mod azure;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod bearer;
+#[cfg(any(feature = "azure", feature = "pkcs11"))]
 mod bound;
 #[cfg(feature = "kms-http")]
 mod environment;
 pub mod exec;
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
+mod form;
+pub mod gcp;
 pub mod hashivault;
 #[cfg(feature = "kms-http")]
 mod http;
@@ -23,7 +29,6 @@ mod printable;
 #[cfg(feature = "kms-http")]
 mod retry;
 mod secret_text;
-#[cfg(feature = "kms-http")]
 mod server;
 pub mod service;
 #[cfg(feature = "kms-http")]

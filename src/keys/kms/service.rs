@@ -3,12 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::keys::kms::{alibaba, exec, hashivault, pkcs11};
+use crate::keys::kms::{alibaba, azure, exec, gcp, hashivault, pkcs11};
 use crate::keys::{KeyError, KeyProvider, PassphraseSource};
 
 /// All of them: one line a service.
-const SERVICES: [&Service; 4] = [
+const SERVICES: [&Service; 6] = [
     &alibaba::SERVICE,
+    &azure::SERVICE,
+    &gcp::SERVICE,
     &hashivault::SERVICE,
     &pkcs11::SERVICE,
     &exec::SERVICE,
