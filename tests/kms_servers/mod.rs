@@ -4,9 +4,9 @@
 
 pub mod alibaba;
 // Each test has use for one of these.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 pub mod azure;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 pub mod gcp;
 pub mod http;
 #[allow(dead_code)]
