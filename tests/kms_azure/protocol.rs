@@ -18,7 +18,10 @@ fn wrapped_keys_keep_version_and_algorithm() {
     let version = peer.server.world().key.as_ref().unwrap().versions[0]
         .id
         .clone();
-    assert_eq!((first.key_version.as_str(), first.ciphertext.len()), (version.as_str(), 256));
+    assert_eq!(
+        (first.key_version.as_str(), first.ciphertext.len()),
+        (version.as_str(), 256)
+    );
     assert_eq!(first.algorithm, "RSA-OAEP-256");
     assert!(!first.key_uri.contains('?'), "{}", first.key_uri);
     // A uri that pins a version wraps with it and opens the others.
@@ -39,8 +42,7 @@ fn only_the_disabled_version_is_disabled() {
     let (_, old) = provider.generate(&context(1), KeyLen::Bits256).unwrap();
     peer.server.change(|key| key.rotate());
     let (_, new) = provider.generate(&context(1), KeyLen::Bits256).unwrap();
-    peer.server
-        .change(|key| key.versions[0].enabled = false);
+    peer.server.change(|key| key.versions[0].enabled = false);
     assert_kind!(provider.unwrap(&context(1), &old), Disabled, "disabled key");
     provider.unwrap(&context(1), &new).unwrap();
     generate(&*provider).unwrap();

@@ -45,11 +45,7 @@ fn a_token_in_json_is_found_by_its_field() {
     let peer = Peer::new();
     let json = serde_json::json!({ "other": 1, "id_token": SUBJECT_TOKEN });
     let token = peer.write("token.json", &json);
-    let mut file = peer
-        .server
-        .world()
-        .identity
-        .external_account(&token, false);
+    let mut file = peer.server.world().identity.external_account(&token, false);
     let format = serde_json::json!({ "type": "json", "subject_token_field_name": "id_token" });
     file["credential_source"]["format"] = format;
     generate(&peer.with_file(&peer.write("file.json", &file))).unwrap();

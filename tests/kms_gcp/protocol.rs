@@ -20,10 +20,7 @@ fn what_was_damaged_on_the_way_is_asked_for_again() {
         peer.server.world().damaged = usize::from(damaged_once);
         let again = provider.unwrap(&context(1), &wrapped).unwrap();
         assert_eq!(again.expose(), key.expose());
-        assert_eq!(
-            peer.server.calls() - calls,
-            1 + usize::from(damaged_once)
-        );
+        assert_eq!(peer.server.calls() - calls, 1 + usize::from(damaged_once));
     }
     peer.server.world().damaged = 1;
     let (key, wrapped) = provider.generate(&context(1), KeyLen::Bits256).unwrap();
@@ -46,11 +43,7 @@ fn wrapped_keys_keep_the_version_that_wrapped_them() {
     // Only the old version is gone.
     peer.server
         .change(|key| key.versions[0].state = State::Destroyed);
-    assert_kind!(
-        provider.unwrap(&context(1), &first),
-        NotFound,
-        "DESTROYED"
-    );
+    assert_kind!(provider.unwrap(&context(1), &first), NotFound, "DESTROYED");
     provider.unwrap(&context(1), &second).unwrap();
 }
 
@@ -59,11 +52,7 @@ fn a_version_to_be_destroyed_is_disabled() {
     let peer = Peer::new();
     peer.server
         .change(|key| key.set_state(State::DestroyScheduled));
-    assert_kind!(
-        generate(&*peer.provider()),
-        Disabled,
-        "DESTROY_SCHEDULED"
-    );
+    assert_kind!(generate(&*peer.provider()), Disabled, "DESTROY_SCHEDULED");
 }
 
 #[test]
@@ -98,7 +87,10 @@ fn permissions_that_lack_are_explained() {
     assert!(facts[0].1.contains("cloudkms.cryptoKeys.get"));
     peer.server.change(|key| key.denied = false);
     let facts = peer.provider().describe().unwrap();
-    assert!(facts.contains(&("state", "ENABLED".to_owned())), "{facts:?}");
+    assert!(
+        facts.contains(&("state", "ENABLED".to_owned())),
+        "{facts:?}"
+    );
 }
 
 #[test]

@@ -74,7 +74,12 @@ mod tests {
     fn urls_are_of_servers() {
         let server = Server::of_url("https://h.example:1/a/b?c=d").unwrap();
         assert_eq!(server.origin(), "https://h.example:1");
-        for bad in ["h.example/a", "http://h.example/a", "https://u@h.example/", "https:///"] {
+        for bad in [
+            "h.example/a",
+            "http://h.example/a",
+            "https://u@h.example/",
+            "https:///",
+        ] {
             assert!(Server::of_url(bad).is_err(), "{bad}");
         }
     }

@@ -156,7 +156,9 @@ fn element(der: &[u8]) -> (u8, &[u8], &[u8]) {
         short if short < 0x80 => (usize::from(short), 2),
         long => {
             let end = 2 + usize::from(long & 0x7f);
-            let size = der[2..end].iter().fold(0, |size, byte| size << 8 | usize::from(*byte));
+            let size = der[2..end]
+                .iter()
+                .fold(0, |size, byte| size << 8 | usize::from(*byte));
             (size, end)
         }
     };

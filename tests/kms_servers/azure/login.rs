@@ -54,7 +54,10 @@ fn entra(world: &mut World, request: &Request) -> Reply {
         .logins
         .push(if by_secret { "secret" } else { "assertion" });
     if field("grant_type") != "client_credentials" || field("client_id") != CLIENT {
-        return refuse("unauthorized_client", "AADSTS700016: Application not found.");
+        return refuse(
+            "unauthorized_client",
+            "AADSTS700016: Application not found.",
+        );
     }
     if field("scope") != format!("{RESOURCE}/.default") {
         return refuse("invalid_scope", "AADSTS70011: The scope is not valid.");

@@ -2,9 +2,7 @@
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::KeySize;
-use aws_lc_rs::signature::{
-    KeyPair, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey,
-};
+use aws_lc_rs::signature::{KeyPair, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use serde_json::{Value, json};
 
@@ -21,7 +19,8 @@ const REFRESH: [(&str, &str); 3] = [
     ("client_secret", "test-client-secret"),
     ("refresh_token", "test-refresh-token"),
 ];
-const POOL: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q";
+const POOL: &str =
+    "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q";
 const SCOPES: [&str; 2] = [
     "https://www.googleapis.com/auth/cloudkms",
     "https://www.googleapis.com/auth/cloud-platform",
@@ -105,10 +104,7 @@ impl Identity {
     }
 
     fn impersonation_url(&self) -> String {
-        format!(
-            "{}/impersonate/{EMAIL}:generateAccessToken",
-            self.origin
-        )
+        format!("{}/impersonate/{EMAIL}:generateAccessToken", self.origin)
     }
 
     /// What is wrong with a signed assertion.

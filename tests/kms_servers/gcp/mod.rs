@@ -167,7 +167,13 @@ impl World {
             .split_once(':')
             .unwrap_or((&request.path, "get"));
         let resource = resource.strip_prefix("/v1/").unwrap_or_default();
-        let missing = || refusal(404, "NOT_FOUND", &format!("CryptoKey {resource} not found."));
+        let missing = || {
+            refusal(
+                404,
+                "NOT_FOUND",
+                &format!("CryptoKey {resource} not found."),
+            )
+        };
         let damaged = std::mem::take(&mut self.damaged);
         let key = self.key.as_mut().filter(|_| resource == RESOURCE);
         let key = key.ok_or_else(missing)?;

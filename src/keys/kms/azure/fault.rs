@@ -163,9 +163,6 @@ mod tests {
             let found = kind(status, codes, message, Asked::Unwrap);
             assert_eq!(found, expected, "{status} {codes:?} {message}");
         }
-        assert_eq!(
-            kind(400, &["BadParameter"], "", Asked::Other),
-            "Malformed"
-        );
+        assert_eq!(kind(400, &["BadParameter"], "", Asked::Other), "Malformed");
     }
 }

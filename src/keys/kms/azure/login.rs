@@ -202,10 +202,7 @@ impl Login {
         let mut form = vec![
             ("grant_type", plain("client_credentials")),
             ("client_id", plain(client)),
-            (
-                "scope",
-                plain(&format!("{}/.default", challenge.resource)),
-            ),
+            ("scope", plain(&format!("{}/.default", challenge.resource))),
         ];
         form.extend_from_slice(proof);
         let tenant = percent_encode(tenant, b"");
@@ -214,11 +211,7 @@ impl Login {
         granted(&answer, &authority)
     }
 
-    fn metadata(
-        &self,
-        challenge: &Challenge,
-        deadline: Deadline,
-    ) -> Result<AccessToken, KeyError> {
+    fn metadata(&self, challenge: &Challenge, deadline: Deadline) -> Result<AccessToken, KeyError> {
         let name = "the metadata service";
         let host = self.env.get("AZURE_POD_IDENTITY_AUTHORITY_HOST");
         let origin = host.unwrap_or(METADATA).trim_end_matches('/');

@@ -144,9 +144,7 @@ impl AzureProvider {
         let version = version.filter(|version| is_name(version));
         match (version, key, keys) {
             // Names of keys do not depend on case.
-            (Some(version), Some(key), Some("keys"))
-                if key.eq_ignore_ascii_case(&self.uri.key) =>
-            {
+            (Some(version), Some(key), Some("keys")) if key.eq_ignore_ascii_case(&self.uri.key) => {
                 Ok(version.to_owned())
             }
             _ => Err(self.api.malformed("another key answered")),

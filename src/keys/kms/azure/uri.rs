@@ -99,12 +99,13 @@ impl AzureUri {
             }
         }
         let (key, version) = (key.to_owned(), version.map(str::to_owned));
-        let algorithm = match raw.take("algorithm") {
-            None => None,
-            Some(name) => Some(Algorithm::named(&name).ok_or_else(|| {
-                format!("algorithm {name:?} is neither RSA-OAEP-256 nor A256KW")
-            })?),
-        };
+        let algorithm =
+            match raw.take("algorithm") {
+                None => None,
+                Some(name) => Some(Algorithm::named(&name).ok_or_else(|| {
+                    format!("algorithm {name:?} is neither RSA-OAEP-256 nor A256KW")
+                })?),
+            };
         let uri = Self {
             key,
             version,

@@ -314,10 +314,7 @@ mod tests {
             r#"{{"type":"impersonated_service_account","source_credentials":{user},
             "service_account_impersonation_url":"https://iamcredentials.googleapis.com/x"}}"#
         );
-        assert!(matches!(
-            parse(&nested),
-            Ok(Source::Impersonated { .. })
-        ));
+        assert!(matches!(parse(&nested), Ok(Source::Impersonated { .. })));
     }
 
     #[test]

@@ -85,7 +85,16 @@ impl GcpUri {
 fn check_resource(resource: &str) -> Result<(), String> {
     let parts: Vec<&str> = resource.split('/').collect();
     let names = match parts[..] {
-        ["projects", p, "locations", l, "keyRings", r, "cryptoKeys", k] => [p, l, r, k],
+        [
+            "projects",
+            p,
+            "locations",
+            l,
+            "keyRings",
+            r,
+            "cryptoKeys",
+            k,
+        ] => [p, l, r, k],
         [.., "cryptoKeyVersions" | "versions", _] => {
             return Err("it names a version; Cloud KMS wraps with the primary one".into());
         }
@@ -120,7 +129,8 @@ impl fmt::Display for GcpUri {
 mod tests {
     use super::*;
 
-    const KEY: &str = "gcpkms://projects/example.com:p-1/locations/europe-west3/keyRings/r_1/cryptoKeys/K";
+    const KEY: &str =
+        "gcpkms://projects/example.com:p-1/locations/europe-west3/keyRings/r_1/cryptoKeys/K";
 
     fn parse(text: &str) -> GcpUri {
         GcpUri::parse(text).unwrap()
