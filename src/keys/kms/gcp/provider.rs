@@ -302,8 +302,8 @@ impl KeyProvider for GcpProvider {
                 format!("make the key, with the purpose encryption, or restore it: {key}")
             }
             KeyError::Disabled { .. } => format!(
-                "enable the key version, or choose another primary version of {key}; changes \
-                 take up to three hours to take effect everywhere"
+                "enable the key version, or choose another primary version of {key}; enabling \
+                 takes effect at once, disabling and choosing within three hours"
             ),
             KeyError::Malformed { detail, .. } if detail.contains("INVALID_ARGUMENT") => {
                 "the key must have the purpose encryption (ENCRYPT_DECRYPT)".into()
