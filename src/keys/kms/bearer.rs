@@ -121,8 +121,9 @@ impl<S: TokenSource> Api<S> {
                 let token = self.tokens.get(deadline, |_| fetch())?;
                 let answer = self.send(call, &token, deadline)?;
                 if answer.status == 401 && !token_was_replaced {
+                    let another = self.tokens.replace(&token, deadline, fetch)?;
                     token_was_replaced = true;
-                    if self.tokens.replace(&token, deadline, fetch)?.is_some() {
+                    if another.is_some() {
                         continue;
                     }
                 }

@@ -220,9 +220,7 @@ impl AzureProvider {
                     .ok_or_else(|| rejected("it was wrapped for another file".into()))
             }
             Err(error) => {
-                if error.is_refusal() && !matches!(error, KeyError::Rejected { .. }) {
-                    self.verified.refused();
-                }
+                self.verified.failed(version, &error);
                 Err(error)
             }
         }
