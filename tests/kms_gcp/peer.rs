@@ -77,7 +77,7 @@ impl Service for Peer {
     }
 
     fn provider_of_missing_key(&self) -> Arc<dyn KeyProvider> {
-        self.open(&self.uri(&RESOURCE.replace("/key", "/never-was")))
+        self.open(&self.uri(&format!("{RESOURCE}-that-never-was")))
     }
 
     fn unreachable_provider(&self) -> Option<Arc<dyn KeyProvider>> {

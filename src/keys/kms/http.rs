@@ -7,7 +7,9 @@
 
 use std::error::Error as _;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -210,12 +212,14 @@ impl Trust {
 /// Clients for servers that are known by their URLs: those that give out
 /// credentials. Whoever calls sees to it that what is not encrypted stays on this
 /// machine or goes to the metadata service of a cloud.
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
 #[derive(Default)]
 pub(super) struct Clients {
     encrypted: OnceLock<Http>,
     unencrypted: OnceLock<Http>,
 }
 
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
 impl Clients {
     /// The client for a URL.
     pub(super) fn of(&self, url: &str) -> Result<&Http, KeyError> {

@@ -13,6 +13,7 @@ mod bearer;
 #[cfg(any(feature = "azure", feature = "pkcs11"))]
 mod bound;
 #[cfg(feature = "kms-http")]
+#[cfg_attr(not(feature = "alibaba"), allow(dead_code))]
 mod environment;
 pub mod exec;
 #[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
@@ -32,5 +33,6 @@ mod secret_text;
 mod server;
 pub mod service;
 #[cfg(feature = "kms-http")]
+#[cfg_attr(not(feature = "alibaba"), allow(dead_code))]
 mod time;
 mod uri;

@@ -35,7 +35,7 @@ impl Server {
     }
 
     /// The server of a whole URL, to which the same applies.
-    #[cfg(feature = "kms-http")]
+    #[cfg(any(feature = "azure", feature = "gcp"))]
     pub(super) fn of_url(url: &str) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -69,7 +69,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "kms-http")]
+    #[cfg(any(feature = "azure", feature = "gcp"))]
     #[test]
     fn urls_are_of_servers() {
         let server = Server::of_url("https://h.example:1/a/b?c=d").unwrap();
