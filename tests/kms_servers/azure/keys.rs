@@ -17,6 +17,8 @@ pub struct Key {
     kind: Kind,
     /// Whether the policy keeps every caller from using it.
     pub denied: bool,
+    /// Whether it keeps them from reading its public part.
+    pub hidden: bool,
     pub versions: Vec<Version>,
 }
 
@@ -42,6 +44,7 @@ impl Key {
         let mut key = Self {
             kind,
             denied: false,
+            hidden: false,
             versions: Vec::new(),
         };
         key.rotate();

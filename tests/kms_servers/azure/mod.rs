@@ -145,6 +145,8 @@ impl Inner {
             "rotate" => key.rotate(),
             "deny" => key.denied = true,
             "allow" => key.denied = false,
+            "hide" => key.hidden = true,
+            "show" => key.hidden = false,
             "rsa" => *key = Key::new(Kind::Rsa),
             "aes" => *key = Key::new(Kind::Aes),
             "end-tokens" => world.tokens.end(),
@@ -199,7 +201,7 @@ impl World {
         self.operations.push(operation.to_owned());
         let key = self.key.as_ref().filter(|_| name == KEY);
         let key = key.ok_or_else(|| refusal(404, "KeyNotFound", ""))?;
-        if key.denied {
+        if key.denied || (key.hidden && operation == "get") {
             return Err(refusal(403, "Forbidden", "ForbiddenByPolicy"));
         }
         let version = match version {

@@ -27,6 +27,8 @@ const SCOPES: [&str; 2] = [
 ];
 /// A token that may only be changed for another.
 const CHANGEABLE: &str = "impersonation";
+/// What Google's clients write, wherever they send it.
+const PUBLIC_AUDIENCE: &str = "https://oauth2.googleapis.com/token";
 const HOUR: u64 = 3600;
 
 /// A service account.
@@ -121,10 +123,15 @@ impl Identity {
         let time = |name: &str| claims[name].as_u64().unwrap_or(0);
         let (from, until) = (time("iat"), time("exp"));
         let scopes = claims["scope"].as_str().unwrap_or_default();
+        let own = format!("{}/token", self.origin);
         match () {
             () if header["alg"] != "RS256" || header["kid"] != KEY_ID => Err("Invalid header."),
             () if claims["iss"] != EMAIL => Err("Invalid grant: account not found"),
-            () if claims["aud"] != format!("{}/token", self.origin) => Err("Invalid audience."),
+            () if ![own.as_str(), PUBLIC_AUDIENCE]
+                .contains(&claims["aud"].as_str().unwrap_or_default()) =>
+            {
+                Err("Invalid audience.")
+            }
             () if !scopes.split(' ').all(|scope| SCOPES.contains(&scope)) => Err("invalid_scope"),
             () if until > from + HOUR || from > now + 10 || until < now => Err(
                 "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable \
