@@ -83,8 +83,8 @@ impl AzureUri {
     fn parse_rest(rest: &str) -> Result<Self, String> {
         let mut raw = RawUri::parse(rest)?;
         let endpoint = raw.endpoint()?;
-        let known = |domain: &&str| endpoint.host.ends_with(*domain);
-        if !endpoint.is_loopback() && !DOMAINS.iter().any(|domain| known(&domain)) {
+        let known = DOMAINS.iter().any(|domain| endpoint.host.ends_with(domain));
+        if !endpoint.is_loopback() && !known {
             let host = &endpoint.host;
             return Err(format!("{host} is not a vault or Managed HSM of Azure"));
         }
