@@ -15,7 +15,9 @@ use kmsfs::crypto::sha256;
 use kmsfs::format::FormatError;
 use kmsfs::format::config::ConfigError;
 use kmsfs::fs::volume;
-use kmsfs::fs::{Attr, FileKind, Fs, FsError, Mounted, OpenError, OpenOptions, ROOT, ReadBuffer, WriteKind};
+use kmsfs::fs::{
+    Attr, FileKind, Fs, FsError, Mounted, OpenError, OpenOptions, ROOT, ReadBuffer, WriteKind,
+};
 use kmsfs::keys::registry::open_ring;
 use kmsfs::keys::uri::KeyUri;
 use kmsfs::keys::{CacheLimits, KeyError, KeyService, PassphraseSource};
@@ -99,13 +101,15 @@ impl Unpacked {
         fs::write(&path, image).unwrap();
         let mounted = self.open().unwrap();
         let entry = mounted.fs.lookup(ROOT, b"block").unwrap();
-        let opened = mounted.fs.open(entry.attr.ino, OpenOptions::default(), |_| ());
+        let opened = mounted
+            .fs
+            .open(entry.attr.ino, OpenOptions::default(), |_| ());
         opened.expect_err("it must be refused")
     }
 }
 
 /// The content of an inode, a little at a time.
-fn content(fs: &Fs, ino: u64) -> Vec<u8> {
+fn content(fs: &std::sync::Arc<Fs>, ino: u64) -> Vec<u8> {
     let handle = fs.open(ino, OpenOptions::default(), |_| ()).unwrap();
     let (mut buffer, mut all) = (ReadBuffer::default(), Vec::new());
     loop {
@@ -234,7 +238,8 @@ fn golden_volumes_can_be_written_to() {
         let ino = fs.lookup(ROOT, b"overwritten").unwrap().attr.ino;
         let mut expected = content(fs, ino);
         let handle = fs.open(ino, write, |_| ()).unwrap();
-        fs.write(handle, 4000, &[9; 7000], WriteKind::default()).unwrap();
+        fs.write(handle, 4000, &[9; 7000], WriteKind::default())
+            .unwrap();
         fs.release(handle);
         expected.resize(11_000, 0);
         expected[4000..].fill(9);

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// What the names of variables that matter begin with.
-const PREFIXES: [&str; 8] = [
+const PREFIXES: [&str; 10] = [
     "ALIBABA_CLOUD_",
     "AWS_",
     "AZURE_",
     "BAO_",
+    "CLOUDSDK_",
+    "GCE_",
     "GOOGLE_",
     "IDENTITY_",
     "KMSFS_",

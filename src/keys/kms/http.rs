@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use std::error::Error as _;
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -224,6 +226,32 @@ impl Trust {
             Self::Unencrypted => builder.no_proxy().tls_certs_only([]),
         };
         builder.build().map_err(unusable)
+    }
+}
+
+/// Clients for servers that are known by their URLs: those that give out
+/// credentials. Whoever calls sees to it that what is not encrypted stays on this
+/// machine or goes to the metadata service of a cloud.
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
+#[derive(Default)]
+pub(super) struct Clients {
+    encrypted: OnceLock<Http>,
+    unencrypted: OnceLock<Http>,
+}
+
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
+impl Clients {
+    /// The client for a URL.
+    pub(super) fn of(&self, url: &str) -> Result<&Http, KeyError> {
+        let (slot, trust) = match url.starts_with("http://") {
+            true => (&self.unencrypted, Trust::Unencrypted),
+            false => (&self.encrypted, Trust::System),
+        };
+        if let Some(http) = slot.get() {
+            return Ok(http);
+        }
+        let made = Http::new(trust).map_err(|error| error.about("", "credentials"))?;
+        Ok(slot.get_or_init(|| made))
     }
 }
 

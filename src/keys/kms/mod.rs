@@ -8,11 +8,18 @@
 
 pub mod alibaba;
 pub mod aws;
-#[cfg(feature = "pkcs11")]
+pub mod azure;
+#[cfg(any(feature = "azure", feature = "gcp"))]
+mod bearer;
+#[cfg(any(feature = "azure", feature = "pkcs11"))]
 mod bound;
 #[cfg(feature = "kms-http")]
+#[cfg_attr(not(feature = "alibaba"), allow(dead_code))]
 mod environment;
 pub mod exec;
+#[cfg(any(feature = "alibaba", feature = "azure", feature = "gcp"))]
+mod form;
+pub mod gcp;
 pub mod hashivault;
 #[cfg(feature = "kms-http")]
 mod http;
@@ -29,5 +36,6 @@ mod secret_text;
 mod server;
 pub mod service;
 #[cfg(feature = "kms-http")]
+#[cfg_attr(not(feature = "alibaba"), allow(dead_code))]
 mod time;
 mod uri;

@@ -4,9 +4,11 @@ use crate::keys::kms::uri::Endpoint;
 
 /// A server that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Server {
-    pub(super) encrypted: bool,
-    pub(super) endpoint: Endpoint,
+pub struct Server {
+    /// Whether it speaks TLS.
+    pub encrypted: bool,
+    /// Its name and port.
+    pub endpoint: Endpoint,
 }
 
 impl Server {
@@ -30,6 +32,14 @@ impl Server {
             encrypted,
             endpoint,
         })
+    }
+
+    /// The server of a whole URL, to which the same applies.
+    #[cfg(any(feature = "azure", feature = "gcp"))]
+    pub(super) fn of_url(url: &str) -> Result<Self, String> {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        Self::parse(&format!("{scheme}://{host}"))
     }
 
     /// What the URLs of all requests begin with.
@@ -56,6 +66,21 @@ mod tests {
             "https://",
         ] {
             assert!(Server::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[cfg(any(feature = "azure", feature = "gcp"))]
+    #[test]
+    fn urls_are_of_servers() {
+        let server = Server::of_url("https://h.example:1/a/b?c=d").unwrap();
+        assert_eq!(server.origin(), "https://h.example:1");
+        for bad in [
+            "h.example/a",
+            "http://h.example/a",
+            "https://u@h.example/",
+            "https:///",
+        ] {
+            assert!(Server::of_url(bad).is_err(), "{bad}");
         }
     }
 }

@@ -3,13 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::keys::kms::{alibaba, aws, exec, hashivault, kmip, pkcs11};
+use crate::keys::kms::{alibaba, aws, azure, exec, gcp, hashivault, kmip, pkcs11};
 use crate::keys::{KeyError, KeyProvider, PassphraseSource};
 
 /// All of them: one line a service.
-const SERVICES: [&Service; 6] = [
+const SERVICES: [&Service; 8] = [
     &alibaba::SERVICE,
     &aws::SERVICE,
+    &azure::SERVICE,
+    &gcp::SERVICE,
     &hashivault::SERVICE,
     &kmip::SERVICE,
     &pkcs11::SERVICE,

@@ -404,7 +404,7 @@ fn iso8601(seconds: u64) -> String {
     format!("{y:04}-{mo:02}-{d:02}T{h:02}:{mi:02}:{s:02}Z")
 }
 
-fn http_date(seconds: u64) -> String {
+pub fn http_date(seconds: u64) -> String {
     let [y, mo, d, h, mi, s] = civil(seconds);
     let weekday =
         ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"][(seconds / 86_400 % 7) as usize];

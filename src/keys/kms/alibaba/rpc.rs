@@ -5,9 +5,9 @@ use zeroize::Zeroizing;
 use super::acs3::Unsigned;
 use super::credentials::Credentials;
 use super::fault::Fault;
+use crate::keys::kms::form::encode_form;
 use crate::keys::kms::http::{Http, HttpError, Request, Response};
 use crate::keys::kms::retry::Deadline;
-use crate::keys::kms::uri::percent_encode_to;
 use reqwest::Method;
 
 /// A service's address.
@@ -78,19 +78,4 @@ pub(super) fn settle(answer: Result<Response, HttpError>) -> Result<Response, Fa
         200 => Ok(answer),
         _ => Err(Failure::Fault(Fault::from_json(&answer))),
     }
-}
-
-/// A form's body. Nothing of it is copied to where it is not wiped.
-pub(super) fn encode_form(form: &[(&'static str, Zeroizing<String>)]) -> Zeroizing<Vec<u8>> {
-    let longest = form.iter().map(|(name, v)| 3 * (name.len() + v.len()) + 2);
-    let mut body = String::with_capacity(longest.sum());
-    for (name, value) in form {
-        if !body.is_empty() {
-            body.push('&');
-        }
-        percent_encode_to(&mut body, name, b"");
-        body.push('=');
-        percent_encode_to(&mut body, value, b"");
-    }
-    Zeroizing::new(body.into_bytes())
 }

@@ -1,6 +1,5 @@
 //! Access keys that a service gives out.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -13,7 +12,8 @@ use crate::keys::KeyError;
 use crate::keys::kms::alibaba::fault::{Asked, Remedy};
 use crate::keys::kms::alibaba::rpc::{self, Call, Failure, Service};
 use crate::keys::kms::environment::Environment;
-use crate::keys::kms::http::{Http, HttpError, Request, Response, Trust};
+use crate::keys::kms::form::encode_form;
+use crate::keys::kms::http::{Clients, HttpError, Request, Response};
 use crate::keys::kms::retry::Deadline;
 use crate::keys::kms::secret_text::SecretText;
 use crate::keys::kms::time::{self, ClockOffset};
@@ -28,8 +28,7 @@ const SESSION_SECONDS: u64 = 3600;
 /// Talks to the services that give out access keys.
 #[derive(Default)]
 pub(super) struct Remote {
-    encrypted: OnceLock<Http>,
-    unencrypted: OnceLock<Http>,
+    clients: Clients,
     sts_clock: ClockOffset,
 }
 
@@ -131,7 +130,7 @@ impl Remote {
             form: Vec::new(),
         };
         let sts = sts(role, env)?;
-        let http = self.http(&sts.origin)?;
+        let http = self.clients.of(&sts.origin)?;
         let attempt = || sts.call(http, &call, base, self.sts_clock.now(), deadline);
         let answer = match attempt() {
             Err(Failure::Fault(fault)) if fault.remedy() == Remedy::Clock => {
@@ -172,8 +171,8 @@ impl Remote {
         let mut request = Request::new(Method::POST, format!("{}/", sts.origin))
             .header("content-type", "application/x-www-form-urlencoded")
             .header("accept", "application/json");
-        request.body = rpc::encode_form(&form);
-        let http = self.http(&sts.origin)?;
+        request.body = encode_form(&form);
+        let http = self.clients.of(&sts.origin)?;
         let answer = rpc::settle(http.send(request, deadline.one_try()));
         issued(answer, &format!("STS (role {})", role.arn))
     }
@@ -187,7 +186,7 @@ impl Remote {
         let origin = env
             .get("KMSFS_ALIBABA_METADATA_ENDPOINT")
             .unwrap_or(METADATA);
-        let http = self.http(origin)?;
+        let http = self.clients.of(origin)?;
         let ask = |request: Request| {
             let time = deadline.within(METADATA_TIMEOUT).left();
             http.send(request, time).ok().filter(|a| a.status == 200)
@@ -217,7 +216,7 @@ impl Remote {
     }
 
     fn uri(&self, uri: &str, deadline: Deadline) -> Result<Credentials, KeyError> {
-        let http = self.http(uri)?;
+        let http = self.clients.of(uri)?;
         let request = Request::new(Method::GET, uri.to_owned());
         let answer = rpc::settle(http.send(request, deadline.one_try()));
         issued(answer, "ALIBABA_CLOUD_CREDENTIALS_URI")
@@ -229,7 +228,7 @@ impl Remote {
         request: Request,
         deadline: Deadline,
     ) -> Result<Credentials, KeyError> {
-        let http = self.http(&request.url)?;
+        let http = self.clients.of(&request.url)?;
         let answer = rpc::settle(http.send(request, deadline.one_try()));
         issued(answer, name).map_err(|error| match error {
             KeyError::Denied { detail, .. } => KeyError::Configuration {
@@ -238,18 +237,6 @@ impl Remote {
             },
             error => error,
         })
-    }
-
-    fn http(&self, url: &str) -> Result<&Http, KeyError> {
-        let (slot, trust) = match url.starts_with("http://") {
-            true => (&self.unencrypted, Trust::Unencrypted),
-            false => (&self.encrypted, Trust::System),
-        };
-        if let Some(http) = slot.get() {
-            return Ok(http);
-        }
-        let made = Http::new(trust).map_err(|error| error.about("", "credentials"))?;
-        Ok(slot.get_or_init(|| made))
     }
 }
 

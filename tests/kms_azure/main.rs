@@ -1,0 +1,38 @@
+//! Azure Key Vault and Managed HSM, against the test server.
+
+#[path = "../conformance/mod.rs"]
+mod conformance;
+#[path = "../kms_servers/mod.rs"]
+#[allow(dead_code)]
+mod kms_servers;
+#[path = "../kms_servers/moods.rs"]
+mod moods;
+
+macro_rules! assert_kind {
+    ($result:expr, $kind:ident, $word:expr) => {
+        match $result.map(drop) {
+            Err(error @ KeyError::$kind { .. }) => {
+                assert!(error.to_string().contains($word), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+}
+
+mod disabled;
+mod logins;
+mod peer;
+mod protocol;
+
+use kms_servers::azure::Kind;
+use peer::Peer;
+
+mod vault {
+    use super::*;
+    conformance!(Peer::new(Kind::Rsa));
+}
+
+mod managed_hsm {
+    use super::*;
+    conformance!(Peer::new(Kind::Aes));
+}
