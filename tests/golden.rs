@@ -109,7 +109,7 @@ impl Unpacked {
 }
 
 /// The content of an inode, a little at a time.
-fn content(fs: &std::sync::Arc<Fs>, ino: u64) -> Vec<u8> {
+fn content(fs: &Arc<Fs>, ino: u64) -> Vec<u8> {
     let handle = fs.open(ino, OpenOptions::default(), |_| ()).unwrap();
     let (mut buffer, mut all) = (ReadBuffer::default(), Vec::new());
     loop {
@@ -125,7 +125,7 @@ fn content(fs: &std::sync::Arc<Fs>, ino: u64) -> Vec<u8> {
 }
 
 /// Every path below a directory, with its attributes.
-fn walk(fs: &Fs, ino: u64, prefix: &[u8], found: &mut HashMap<Vec<u8>, Attr>) {
+fn walk(fs: &Arc<Fs>, ino: u64, prefix: &[u8], found: &mut HashMap<Vec<u8>, Attr>) {
     let mut names = Vec::new();
     let listed = fs.readdir(ino, 0, |entry| {
         names.push(entry.name.clone());
@@ -148,7 +148,7 @@ fn walk(fs: &Fs, ino: u64, prefix: &[u8], found: &mut HashMap<Vec<u8>, Attr>) {
     }
 }
 
-fn compare(fs: &Fs, entry: &Value, all: &HashMap<Vec<u8>, Attr>) {
+fn compare(fs: &Arc<Fs>, entry: &Value, all: &HashMap<Vec<u8>, Attr>) {
     let hex = |value: &Value| HEXLOWER.decode(value.as_str().unwrap().as_bytes()).unwrap();
     let path = hex(&entry["path"]);
     let shown = path.escape_ascii();
