@@ -3,7 +3,6 @@
 #[path = "../conformance/mod.rs"]
 mod conformance;
 #[path = "../kms_servers/mod.rs"]
-#[allow(dead_code)]
 mod kms_servers;
 #[path = "../kms_servers/moods.rs"]
 mod moods;

@@ -2,7 +2,6 @@
 //! JSON on one line, and serves until its standard input ends.
 
 #[path = "mod.rs"]
-#[allow(dead_code)]
 mod kms_servers;
 
 use std::io::Read;

@@ -4,7 +4,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../kms_servers/mod.rs"]
-#[allow(dead_code)]
 mod kms_servers;
 
 mod calls;
