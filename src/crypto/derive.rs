@@ -6,6 +6,7 @@ use aws_lc_rs::{hkdf, hmac};
 use zeroize::Zeroizing;
 
 use crate::sys::secret::Secret;
+use crate::sys::wiping::{DERIVATION, on_wiped_stack};
 use crate::types::FileId;
 
 use super::{BlockCipher, DataKey, Suite};
@@ -30,15 +31,19 @@ impl hkdf::KeyType for Bytes {
 
 impl Extracted {
     fn new(salt: &[u8; 16], key: &DataKey) -> Self {
-        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, salt), key.expose());
-        Self(Secret::copy_of(tag.as_ref()))
+        on_wiped_stack::<DERIVATION, _>(|| {
+            let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, salt), key.expose());
+            Self(Secret::copy_of(tag.as_ref()))
+        })
     }
 
     fn expand(&self, info: &[&[u8]], out: &mut [u8]) {
-        hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &self.0)
-            .expand(info, Bytes(out.len()))
-            .and_then(|okm| okm.fill(out))
-            .expect("HKDF gives up to 8,160 bytes");
+        on_wiped_stack::<DERIVATION, _>(|| {
+            hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &self.0)
+                .expand(info, Bytes(out.len()))
+                .and_then(|okm| okm.fill(out))
+                .expect("HKDF gives up to 8,160 bytes");
+        });
     }
 }
 

@@ -13,4 +13,5 @@ pub mod mount;
 pub mod process;
 pub mod secret;
 pub mod terminal;
+pub mod wiping;
 pub mod workers;

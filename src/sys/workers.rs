@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::wiping::{JOB, on_wiped_stack};
+
 /// How long a thread waits for more work before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -95,7 +97,7 @@ fn serve(shared: &Shared) {
         while let Some(job) = state.queue.pop_front() {
             drop(state);
             // The hook has said what happened; others' jobs are to be done.
-            let _ = catch_unwind(AssertUnwindSafe(job));
+            let _ = on_wiped_stack::<JOB, _>(|| catch_unwind(AssertUnwindSafe(job)));
             state = shared.state.lock();
         }
         state.idle += 1;
