@@ -4,6 +4,27 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::keys::KeyError;
+
+/// Parses a whole URI of `scheme`: what follows the colon is `parse_rest`'s, whose
+/// error says which part is wrong. `hint` is how such URIs are written.
+pub(super) fn parse_whole<T>(
+    scheme: &str,
+    text: &str,
+    hint: &str,
+    parse_rest: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, KeyError> {
+    let rest = text.strip_prefix(scheme);
+    let rest = rest.and_then(|rest| rest.strip_prefix(':'));
+    let parsed = rest.ok_or_else(|| "its scheme is another".to_owned());
+    parsed
+        .and_then(parse_rest)
+        .map_err(|problem| KeyError::Configuration {
+            detail: format!("the key uri {text:?} cannot be used: {problem}"),
+            hint: Some(hint.into()),
+        })
+}
+
 /// `scheme://host[:port]/path[?name=value&…]`, taken apart but not judged.
 pub(super) struct RawUri {
     /// What is between `//` and the path, as it was written.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::keys::KeyError;
-use crate::keys::kms::uri::{Endpoint, RawUri, write_query};
+use crate::keys::kms::uri::{Endpoint, RawUri, parse_whole, write_query};
 
 const HINT: &str = "write alibabakms://kms.REGION.aliyuncs.com/KEY-ID, \
                     or alibabakms://ENDPOINT/alias/NAME; docs/KMS.md has the parameters";
@@ -51,15 +51,7 @@ impl AlibabaUri {
 
     /// Parses a whole URI of this scheme.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let rest = text.strip_prefix(Self::SCHEME);
-        let rest = rest.and_then(|rest| rest.strip_prefix(':'));
-        let parsed = rest.ok_or_else(|| "its scheme is another".to_owned());
-        parsed
-            .and_then(Self::parse_rest)
-            .map_err(|problem| KeyError::Configuration {
-                detail: format!("the key uri {text:?} cannot be used: {problem}"),
-                hint: Some(HINT.into()),
-            })
+        parse_whole(Self::SCHEME, text, HINT, Self::parse_rest)
     }
 
     fn parse_rest(rest: &str) -> Result<Self, String> {

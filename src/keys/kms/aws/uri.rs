@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::arn::Key;
 use crate::keys::KeyError;
 use crate::keys::kms::server::Server;
-use crate::keys::kms::uri::{RawUri, write_query};
+use crate::keys::kms::uri::{RawUri, parse_whole, write_query};
 
 const HINT: &str = "write awskms:///KEY-ARN, awskms:///KEY-ID?region=REGION or \
                     awskms:///alias/NAME?region=REGION; docs/KMS.md has the parameters";
@@ -40,15 +40,7 @@ impl AwsUri {
 
     /// Parses a whole URI of this scheme.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let rest = text.strip_prefix(Self::SCHEME);
-        let rest = rest.and_then(|rest| rest.strip_prefix(':'));
-        let parsed = rest.ok_or_else(|| "its scheme is another".to_owned());
-        parsed
-            .and_then(Self::parse_rest)
-            .map_err(|problem| KeyError::Configuration {
-                detail: format!("the key uri {text:?} cannot be used: {problem}"),
-                hint: Some(HINT.into()),
-            })
+        parse_whole(Self::SCHEME, text, HINT, Self::parse_rest)
     }
 
     fn parse_rest(rest: &str) -> Result<Self, String> {
