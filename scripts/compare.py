@@ -99,6 +99,19 @@ def fio(d, args, field, op):
     return json.loads(out[out.index("{"):])["jobs"][0][op][field]
 
 
+def busy():
+    """Seconds that all processors have worked so far: programs, daemons and the kernel's threads."""
+    user, nice, system, _, _, irq, softirq = map(int, open("/proc/stat").readline().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_per_gib(d, args, op):
+    before = busy()
+    kib = fio(d, args, "io_kbytes", op)
+    os.sync()
+    return (busy() - before) / (kib / 2**20)
+
+
 MB = 1 / 1024  # fio reports KiB/s
 
 
@@ -109,6 +122,8 @@ def workloads(size, tree):
         "seqwrite": ("MB/s", True, True, lambda d: fio(d, f"{f} --rw=write --bs=1M --end_fsync=1", "bw", "write") * MB),
         "seqread_cold": ("MB/s", True, True, lambda d: fio(d, f"{f} --rw=read --bs=1M", "bw", "read") * MB),
         "seqread_warm": ("MB/s", True, False, lambda d: fio(d, f"{f} --rw=read --bs=1M --invalidate=0 --loops=2", "bw", "read") * MB),
+        "cpu_write": ("s/GiB", False, True, lambda d: cpu_per_gib(d, f"--size={size} --filename=cpu --rw=write --bs=1M --end_fsync=1", "write")),
+        "cpu_read": ("s/GiB", False, True, lambda d: cpu_per_gib(d, f"--size={size} --filename=cpu --rw=read --bs=1M", "read")),
         "randread_cold": ("IOPS", True, True, lambda d: fio(d, f"{f} --rw=randread --bs=4k --io_size=24M --numjobs=1 --norandommap --randseed=7", "iops", "read")),
         "randread_2jobs": ("IOPS", True, True, lambda d: fio(d, f"{f} --rw=randread --bs=4k --io_size=24M --numjobs=2 --norandommap", "iops", "read")),
         "randwrite": ("IOPS", True, True, lambda d: fio(d, f"{f} --rw=randwrite --bs=4k --io_size=64M --end_fsync=1 --norandommap", "iops", "write")),
