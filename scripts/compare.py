@@ -106,6 +106,7 @@ def busy():
 
 
 def cpu_per_gib(d, args, op):
+    """Processor seconds for each GiB, with what it takes until all of it is on the disk."""
     before = busy()
     kib = fio(d, args, "io_kbytes", op)
     os.sync()
@@ -123,7 +124,7 @@ def workloads(size, tree):
         "seqread_cold": ("MB/s", True, True, lambda d: fio(d, f"{f} --rw=read --bs=1M", "bw", "read") * MB),
         "seqread_warm": ("MB/s", True, False, lambda d: fio(d, f"{f} --rw=read --bs=1M --invalidate=0 --loops=2", "bw", "read") * MB),
         "cpu_write": ("s/GiB", False, True, lambda d: cpu_per_gib(d, f"--size={size} --filename=cpu --rw=write --bs=1M --end_fsync=1", "write")),
-        "cpu_read": ("s/GiB", False, True, lambda d: cpu_per_gib(d, f"--size={size} --filename=cpu --rw=read --bs=1M", "read")),
+        "cpu_read": ("s/GiB", False, True, lambda d: cpu_per_gib(d, f"{f} --rw=read --bs=1M", "read")),
         "randread_cold": ("IOPS", True, True, lambda d: fio(d, f"{f} --rw=randread --bs=4k --io_size=24M --numjobs=1 --norandommap --randseed=7", "iops", "read")),
         "randread_2jobs": ("IOPS", True, True, lambda d: fio(d, f"{f} --rw=randread --bs=4k --io_size=24M --numjobs=2 --norandommap", "iops", "read")),
         "randwrite": ("IOPS", True, True, lambda d: fio(d, f"{f} --rw=randwrite --bs=4k --io_size=64M --end_fsync=1 --norandommap", "iops", "write")),
