@@ -3,8 +3,8 @@
 //! for.
 //!
 //! Nothing is read for this before several files of a directory had to wait for
-//! their keys or, where keys are local, for their content: listing, `stat` and
-//! removing never lead here.
+//! their keys or their content: listing, `stat` and removing never lead here. No
+//! key is unwrapped before one had to be waited for.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
@@ -26,8 +26,8 @@ use crate::sys::workers::Workers;
 use super::inode::Inode;
 use super::{Fs, Result};
 
-/// Files of one directory that had to wait for their keys before the next ones
-/// are looked at.
+/// Files of one directory that had to wait for their keys or their content before
+/// the next ones are looked at.
 const COLD_OPENS: usize = 3;
 /// How often that number doubles where files are opened in no order.
 const MOST_DOUBLINGS: u32 = 10;
@@ -83,30 +83,39 @@ struct Directory {
 enum State {
     /// It is not known in which order its files are opened, if in any.
     Watched(Watch),
-    /// It is being listed, and no order was found so many times before.
-    Listing(u32),
+    /// It is being listed.
+    Listing(Search),
     /// Its files are opened in this order.
     Run(Run),
 }
 
-/// Files whose keys were waited for.
+/// A search for the order in which files are opened.
+#[derive(Clone, Copy, Default)]
+struct Search {
+    /// How often there was none.
+    vain: u32,
+    /// Their keys were waited for, not only their content.
+    keys: bool,
+}
+
+/// Files whose keys or content were waited for.
 #[derive(Default)]
 struct Watch {
     /// The last of their backing inodes.
     last: VecDeque<u64>,
     count: usize,
-    /// How often no order was found.
-    vain: u32,
+    search: Search,
 }
 
 impl Watch {
     /// Adds a file; gives the last ones when it is time to look for an order,
     /// ever more seldom if there was none.
-    fn add(&mut self, host_ino: u64) -> Option<Vec<u64>> {
+    fn add(&mut self, host_ino: u64, for_key: bool) -> Option<Vec<u64>> {
+        self.search.keys |= for_key;
         self.last.truncate(COLD_OPENS - 1);
         self.last.push_front(host_ino);
         self.count += 1;
-        let due = self.count >= COLD_OPENS << self.vain.min(MOST_DOUBLINGS);
+        let due = self.count >= COLD_OPENS << self.search.vain.min(MOST_DOUBLINGS);
         due.then(|| self.last.iter().rev().copied().collect())
     }
 }
@@ -120,7 +129,9 @@ struct Run {
     window: usize,
     /// The largest that the window becomes.
     most: usize,
-    /// Files that had to wait for their keys in spite of all this.
+    /// The keys are to be had as well.
+    keys: bool,
+    /// Files that had to wait in spite of all this.
     astray: usize,
 }
 
@@ -151,10 +162,8 @@ impl Fs {
     pub(super) fn opened(self: &Arc<Self>, inode: &Inode, read: bool) {
         let siblings = &self.siblings;
         // Threads that may not wait only open files whose keys are in memory.
-        let cold = match self.volume.keys.is_local() {
-            true => read,
-            false => patience::may_wait(),
-        };
+        let for_key = !self.volume.keys.is_local() && patience::may_wait();
+        let cold = read || for_key;
         if !cold && siblings.runs.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -181,8 +190,8 @@ impl Fs {
                 if !cold || parent == 0 {
                     return;
                 }
-                if let Some(opened) = watch.add(inode.host_ino) {
-                    directory.state = State::Listing(watch.vain);
+                if let Some(opened) = watch.add(inode.host_ino, for_key) {
+                    directory.state = State::Listing(watch.search);
                     let fs = Arc::clone(self);
                     let whose = caller::get();
                     let begin = move || fs.begin_run(parent, &opened);
@@ -192,8 +201,9 @@ impl Fs {
                 }
             }
             State::Run(run) => {
+                run.keys |= for_key;
                 if let Some(range) = run.advance(inode.host_ino) {
-                    self.look_ahead(parent, &run.files, range);
+                    self.look_ahead(parent, run, range);
                 } else if cold && run.is_astray(inode.host_ino) {
                     run.astray += 1;
                     if run.astray > MOST_ASTRAY {
@@ -210,38 +220,47 @@ impl Fs {
 
     /// Finds out in which order a directory's files are being opened.
     fn begin_run(self: &Arc<Self>, parent: u64, opened: &[u64]) {
-        let run = self.find_order(parent, opened).unwrap_or_else(|error| {
+        let searched = |directory: &Directory| match directory.state {
+            State::Listing(search) => Some(search),
+            _ => None,
+        };
+        let directories = &self.siblings.directories;
+        let search = directories.lock().peek(&parent).and_then(searched);
+        let Some(search) = search else { return };
+        let run = self.find_order(parent, opened, search.keys);
+        let run = run.unwrap_or_else(|error| {
             log::debug!("directory {parent} cannot be looked ahead in: {error}");
             None
         });
-        let mut directories = self.siblings.directories.lock();
+        let mut directories = directories.lock();
         let Some(directory) = directories.get_mut(&parent) else {
             return;
         };
-        let State::Listing(vain) = directory.state else {
+        if searched(directory).is_none() {
             return;
-        };
+        }
         directory.state = match run {
             None => State::Watched(Watch {
-                vain: vain + 1,
+                search: Search {
+                    vain: search.vain + 1,
+                    keys: false,
+                },
                 ..Watch::default()
             }),
             Some(mut run) => {
                 if let Some(range) = opened.last().and_then(|ino| run.advance(*ino)) {
-                    self.look_ahead(parent, &run.files, range);
+                    self.look_ahead(parent, &run, range);
                 }
                 State::Run(run)
             }
         };
     }
 
-    fn find_order(&self, parent: u64, opened: &[u64]) -> Result<Option<Run>> {
+    fn find_order(&self, parent: u64, opened: &[u64], keys: bool) -> Result<Option<Run>> {
         let directory = self.inodes.get(parent)?;
-        let local = self.volume.keys.is_local();
-        if local && dir::stat(directory.fd()?)?.stx_size > LARGEST_LISTED {
+        if !keys && dir::stat(directory.fd()?)?.stx_size > LARGEST_LISTED {
             return Ok(None);
         }
-        let window = if local { WINDOW_OF_CONTENT } else { WINDOW };
         let entries = dir::list(directory.fd()?)?;
         // Plain names are had from memory alone, but for a directory's id.
         let mut files = Vec::with_capacity(entries.len());
@@ -257,27 +276,22 @@ impl Fs {
         };
         // As `ls -U` lists them, as a shell's patterns do, as `fts` does.
         if let Some(run) = in_order(&files, opened) {
-            return Ok(Some(run.of(names(files), window)));
+            return Ok(Some(run.of(names(files), keys)));
         }
         files.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         if let Some(run) = in_order(&files, opened) {
-            return Ok(Some(run.of(names(files), window)));
+            return Ok(Some(run.of(names(files), keys)));
         }
         files.sort_unstable_by_key(|(_, (_, ino))| *ino);
-        Ok(in_order(&files, opened).map(|run| run.of(names(files), window)))
+        Ok(in_order(&files, opened).map(|run| run.of(names(files), keys)))
     }
 
     /// Has some files read, and their keys unwrapped.
-    fn look_ahead(
-        self: &Arc<Self>,
-        parent: u64,
-        files: &Arc<[(CString, u64)]>,
-        range: Range<usize>,
-    ) {
-        let (fs, files) = (Arc::clone(self), Arc::clone(files));
+    fn look_ahead(self: &Arc<Self>, parent: u64, run: &Run, range: Range<usize>) {
+        let (fs, files, keys) = (Arc::clone(self), Arc::clone(&run.files), run.keys);
         let look = move || {
             for chunk in files[range].chunks(CHUNK) {
-                if let Err(error) = fs.prefetch(parent, chunk) {
+                if let Err(error) = fs.prefetch(parent, chunk, keys) {
                     log::debug!("looking ahead in directory {parent}: {error}");
                     return;
                 }
@@ -288,17 +302,15 @@ impl Fs {
         workers.run(move || caller::on_behalf(whose, look));
     }
 
-    fn prefetch(&self, parent: u64, files: &[(CString, u64)]) -> Result<()> {
+    fn prefetch(&self, parent: u64, files: &[(CString, u64)], keys: bool) -> Result<()> {
         let directory = self.inodes.get(parent)?;
-        let local = self.volume.keys.is_local();
-        let mut head = vec![0; self.volume.layout().head_size()];
-        let mut wanted = Vec::with_capacity(files.len());
+        let mut ahead = Vec::with_capacity(files.len());
         for (name, ino) in files {
             // One that is open has its key, and what the kernel has it need not be
             // given.
             let known = self.inodes.get(self.inodes.visible(*ino));
             let offered = known.is_ok_and(|inode| inode.offered.load(Ordering::Relaxed));
-            if self.files.get(*ino).is_some() || (local && offered) {
+            if self.files.get(*ino).is_some() || (!keys && offered) {
                 continue;
             }
             // Gone by now, or not for us to read: then it needs no key.
@@ -309,9 +321,17 @@ impl Fs {
             if !offered {
                 file.will_need(0, CONTENT);
             }
-            if local {
-                continue;
+            if keys {
+                ahead.push(file);
             }
+        }
+        if !keys {
+            return Ok(());
+        }
+        // Only now that the disk is at work on all of them.
+        let mut head = vec![0; self.volume.layout().head_size()];
+        let mut wanted = Vec::with_capacity(ahead.len());
+        for file in ahead {
             head.fill(0);
             let read = file.read_at(&mut [IoSliceMut::new(&mut head)], 0);
             if read.is_ok() {
@@ -341,7 +361,8 @@ fn in_order(files: &[(Vec<u8>, (CString, u64))], opened: &[u64]) -> Option<Order
 }
 
 impl Order {
-    fn of(self, mut files: Vec<(CString, u64)>, window: Range<usize>) -> Run {
+    fn of(self, mut files: Vec<(CString, u64)>, keys: bool) -> Run {
+        let window = if keys { WINDOW } else { WINDOW_OF_CONTENT };
         files.drain(..self.start);
         files.truncate(LONGEST_RUN);
         let numbered = files.iter().enumerate();
@@ -351,6 +372,7 @@ impl Order {
             edge: 0,
             window: window.start,
             most: window.end,
+            keys,
             astray: 0,
         }
     }
@@ -370,7 +392,7 @@ mod tests {
         let files: Vec<_> = files(&inodes).into_iter().map(|(_, f)| f).collect();
         in_order(&self::files(&inodes), &[0, 1, 2])
             .unwrap()
-            .of(files, WINDOW)
+            .of(files, true)
     }
 
     #[test]
@@ -404,14 +426,17 @@ mod tests {
     #[test]
     fn disorder_is_looked_at_ever_more_seldom() {
         let mut watch = Watch::default();
-        assert_eq!(watch.add(1), None);
-        assert_eq!(watch.add(2), None);
-        assert_eq!(watch.add(3), Some(vec![1, 2, 3]));
+        assert_eq!(watch.add(1, false), None);
+        assert_eq!(watch.add(2, true), None);
+        assert_eq!(watch.add(3, false), Some(vec![1, 2, 3]));
         let mut watch = Watch {
-            vain: 2,
+            search: Search {
+                vain: 2,
+                keys: false,
+            },
             ..Watch::default()
         };
-        let due = (0..20).position(|ino| watch.add(ino).is_some());
+        let due = (0..20).position(|ino| watch.add(ino, false).is_some());
         assert_eq!(due, Some(11));
         assert_eq!(watch.last, [11, 10, 9]);
     }

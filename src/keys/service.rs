@@ -10,6 +10,7 @@ mod breaker;
 mod failover;
 mod guard;
 mod limiter;
+mod pace;
 mod pool;
 mod refusals;
 

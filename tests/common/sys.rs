@@ -547,3 +547,22 @@ pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool 
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// Pages of the file that the host has in memory. (A read that does not wait would
+/// have more of them read ahead.)
+pub fn pages_in_memory(path: &Path) -> usize {
+    let file = std::fs::File::open(path).expect("a file");
+    let len = file.metadata().expect("its length").len() as usize;
+    let mut pages = vec![0_u8; len.div_ceil(4096)];
+    // SAFETY: a new mapping is made, asked about and removed; `pages` has a byte for
+    // each of its pages.
+    unsafe {
+        let (protection, fd) = (libc::PROT_READ, file.as_raw_fd());
+        let none = std::ptr::null_mut();
+        let at = libc::mmap(none, len, protection, libc::MAP_SHARED, fd, 0);
+        assert!(at != libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        check(libc::mincore(at, len, pages.as_mut_ptr()).into()).expect("mincore");
+        check(libc::munmap(at, len).into()).expect("munmap");
+    }
+    pages.iter().filter(|&page| page & 1 == 1).count()
+}

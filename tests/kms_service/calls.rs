@@ -5,8 +5,10 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::common::sys::pages_in_memory;
+use crate::common::{drop_caches, is_root, skip};
 use crate::kms_servers::alibaba::Conditions;
 use crate::world::{World, content, make_files};
 
@@ -79,6 +81,41 @@ fn what_is_in_memory_makes_no_call() {
             .set_len(100)
             .unwrap();
         fs::remove_file(&path).unwrap();
+    });
+    assert_eq!(calls, 0);
+}
+
+#[test]
+fn content_is_read_ahead_also_where_keys_are_in_memory_and_asks_for_none() {
+    if !is_root() {
+        return skip("only root may drop caches");
+    }
+    let Some(mut world) = World::new(&[]) else {
+        return;
+    };
+    make_files(world.path(), 40);
+    // The keys of the first ones are in memory then, those of the others not.
+    world.remount();
+    for i in 0..5 {
+        let path = world.join(format!("{i:05}"));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, content(i)).unwrap();
+    }
+    thread::sleep(Duration::from_millis(300));
+    let backing = world.backing().to_owned();
+    let stored = |i| backing.join(format!("{i:05}"));
+    drop_caches(3);
+    let pages = pages_in_memory(&stored(20));
+    assert_eq!(pages, 0, "the backing directory has to be on a disk");
+    let calls = world.calls_of(|| {
+        for i in 0..5 {
+            assert_eq!(fs::read(world.join(format!("{i:05}"))).unwrap(), content(i));
+        }
+        let patience = Instant::now() + Duration::from_secs(10);
+        while pages_in_memory(&stored(20)) == 0 {
+            assert!(Instant::now() < patience, "nothing was read ahead");
+            thread::sleep(Duration::from_millis(10));
+        }
     });
     assert_eq!(calls, 0);
 }

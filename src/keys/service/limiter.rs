@@ -1,5 +1,7 @@
-//! How many calls a second a provider gets: a token bucket whose rate is halved
-//! when the provider says that it is too much, and else creeps up.
+//! How many calls a second a provider gets: a token bucket whose rate doubles while
+//! it is felt, until the provider says for the first time that it is too much. From
+//! then on it falls when the provider says so, and else creeps up (as TCP's window
+//! does: RFC 5681).
 
 use std::collections::VecDeque;
 use std::thread::{self, Thread};
@@ -9,11 +11,16 @@ use parking_lot::Mutex;
 
 use crate::keys::patience::Priority;
 
+use super::pace::Pace;
+
 /// Calls a second before anything is known: quotas are mostly this or higher.
 const FIRST_RATE: f64 = 1000.0;
 const LOWEST_RATE: f64 = 1.0;
 const HIGHEST_RATE: f64 = 20_000.0;
-/// Calls a second more for each second in which the limit was felt.
+/// How long the limit has to be felt before the rate is doubled, where the provider
+/// never complained; longer than most answers take.
+const DOUBLING: Duration = Duration::from_millis(100);
+/// Calls a second more for each second in which the limit was felt, once it did.
 const INCREASE: f64 = 50.0;
 /// What is left of the rate after the provider complained.
 const DECREASE: f64 = 0.7;
@@ -93,6 +100,9 @@ struct Bucket {
     /// When the rate was last changed.
     changed: Instant,
     last_complaint: Option<Instant>,
+    /// Of the calls that were made.
+    pace: Pace,
+    begun: Instant,
     /// Someone had to wait since the rate was last changed.
     felt: bool,
     /// Who waits, by priority, in order.
@@ -115,6 +125,8 @@ impl Bucket {
             closed_until: now,
             changed: now,
             last_complaint: None,
+            pace: Pace::default(),
+            begun: now,
             felt: false,
             waiting: Default::default(),
             tickets: 0,
@@ -130,8 +142,12 @@ impl Bucket {
         self.filled = self.filled.max(now);
         self.tokens = (self.tokens + passed * self.rate).min(self.burst());
         let steady = now.saturating_duration_since(self.changed);
-        if self.felt && steady >= Duration::from_secs(1) {
-            self.rate = (self.rate + INCREASE).min(HIGHEST_RATE);
+        let (pause, higher) = match self.last_complaint {
+            None => (DOUBLING, 2.0 * self.rate),
+            Some(_) => (Duration::from_secs(1), self.rate + INCREASE),
+        };
+        if self.felt && steady >= pause {
+            self.rate = higher.min(HIGHEST_RATE);
             self.changed = now;
             self.felt = false;
         }
@@ -143,6 +159,7 @@ impl Bucket {
         let wait = self.estimate(now, priority, 0);
         if wait.is_zero() {
             self.tokens -= 1.0;
+            self.pace.count(now - self.begun);
             return Ok(());
         }
         Err(wait.max(Duration::from_micros(100)))
@@ -199,6 +216,11 @@ impl Bucket {
         let heard = self.last_complaint;
         if heard.is_none_or(|at| now.saturating_duration_since(at) >= SAME_COMPLAINT) {
             self.last_complaint = Some(now);
+            if heard.is_none() {
+                // Doubled several times while a second's quota was being used up.
+                let pace = self.pace.at(now - self.begun);
+                self.rate = self.rate.min(pace.max(FIRST_RATE));
+            }
             self.rate = (self.rate * DECREASE).max(LOWEST_RATE);
             self.changed = now;
             self.felt = false;
@@ -228,14 +250,60 @@ mod tests {
         count
     }
 
+    /// One whose provider has complained, long ago.
+    fn known(start: Instant) -> Bucket {
+        let mut bucket = Bucket::new(start);
+        bucket.last_complaint = start.checked_sub(10 * SECOND);
+        assert!(bucket.last_complaint.is_some());
+        bucket
+    }
+
     #[test]
     fn the_rate_holds() {
         let start = Instant::now();
-        let mut bucket = Bucket::new(start);
+        let mut bucket = known(start);
         let count = let_through(&mut bucket, start, Priority::Interactive);
         assert!((1050..=1150).contains(&count), "a burst more: {count}");
         let count = let_through(&mut bucket, start + SECOND, Priority::Interactive);
         assert!((950..=1060).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn it_doubles_until_the_first_complaint() {
+        let mut now = Instant::now();
+        let mut bucket = Bucket::new(now);
+        now += 10 * SECOND;
+        assert!(bucket.take(now, Priority::Interactive).is_ok());
+        bucket.fill(now + SECOND);
+        assert_eq!(bucket.rate, FIRST_RATE, "nobody needed more");
+        now += 2 * SECOND;
+        let count = let_through(&mut bucket, now, Priority::Interactive);
+        assert!(count > 8000, "{count}");
+        assert_eq!(bucket.rate, HIGHEST_RATE);
+    }
+
+    #[test]
+    fn the_first_complaint_brings_it_down_to_what_went_well() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        let mut calls = 0;
+        let mut now = start;
+        while calls < 3000 {
+            match bucket.take(now, Priority::Interactive) {
+                Ok(()) => calls += 1,
+                Err(wait) => now += wait,
+            }
+        }
+        assert!(bucket.rate >= 8000.0, "{}", bucket.rate);
+        bucket.throttled(now, None);
+        let known = 1500.0..=3000.0 * DECREASE;
+        assert!(known.contains(&bucket.rate), "{}", bucket.rate);
+        let before = bucket.rate;
+        bucket.throttled(now + SECOND, None);
+        assert_eq!(bucket.rate, before * DECREASE);
+        let mut bucket = Bucket::new(start);
+        bucket.throttled(start, None);
+        assert_eq!(bucket.rate, FIRST_RATE * DECREASE, "not to nothing");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! A data key is bound to its file's id, so the pool picks the id as well.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,16 +18,19 @@ use crate::sys::clock::Clock;
 use crate::sys::workers::Workers;
 use crate::types::{FileId, KeyLen, VolumeId};
 
+use super::pace::Pace;
+
 /// The most keys made ahead.
 const CAPACITY: usize = 4096;
 /// The most that are made at once.
-const PARALLEL: usize = 32;
+const PARALLEL: usize = 64;
 /// How old a key may be when it is used.
 const OLDEST: Duration = Duration::from_secs(600);
 /// How many times the time that making a key takes the keys made ahead last.
 const LEAD: u32 = 4;
-/// Keys to have ready beside that, for files that come in bursts.
-const SPARE: f64 = 8.0;
+/// Keys to have ready beside that, for files that come in bursts; twice as many for
+/// each file that found none, until nobody makes files any more.
+const SPARE: Range<usize> = 8..32;
 /// Files a second below which nothing is made ahead.
 const LEAST_DEMAND: f64 = 3.0;
 
@@ -73,29 +77,12 @@ struct State {
     generation: u64,
     /// No keys are made.
     closed: bool,
-    demand: Demand,
+    /// Of making files.
+    demand: Pace,
+    spare: usize,
     taken: u64,
     dry: u64,
     expired: u64,
-}
-
-/// About how many files a second are made.
-#[derive(Default)]
-struct Demand {
-    level: f64,
-    at: Duration,
-}
-
-impl Demand {
-    fn at(&self, now: Duration) -> f64 {
-        let passed = now.saturating_sub(self.at).as_secs_f64();
-        self.level * (-passed).exp()
-    }
-
-    fn count(&mut self, now: Duration) {
-        self.level = self.at(now) + 1.0;
-        self.at = now;
-    }
 }
 
 impl Pool {
@@ -146,6 +133,10 @@ impl Pool {
         let mut state = self.state.lock();
         state.purpose.get_or_insert((volume, len));
         state.dry += 1;
+        state.spare = match state.demand.at(now) < LEAST_DEMAND {
+            true => SPARE.start,
+            false => (2 * state.spare).min(SPARE.end),
+        };
         state.demand.count(now);
         self.refill(state, now);
         self.timed(volume, len)
@@ -170,8 +161,8 @@ impl Pool {
             return 0;
         }
         let lead = self.latency.quantile(0.5).unwrap_or_default() * LEAD;
-        let wanted = demand * lead.as_secs_f64() + SPARE;
-        (wanted as usize).min(CAPACITY)
+        let wanted = demand * lead.as_secs_f64();
+        (wanted as usize + state.spare).min(CAPACITY)
     }
 
     /// Starts making keys once half of those wanted are gone.
@@ -206,7 +197,7 @@ impl Pool {
         let mut state = self.state.lock();
         state.ready.clear();
         state.generation += 1;
-        state.demand = Demand::default();
+        state.demand = Pace::default();
     }
 
     /// Forgets every key and makes none, until this is called with `false`.
