@@ -154,7 +154,8 @@ def make_tree():
 
 def write_table(path, a, names, res, loads):
     others = [n for n in names if n != a.base]
-    lines = [f"Medians of {a.rounds} interleaved rounds, {date.today()}, {os.cpu_count()} cores, Linux {os.uname().release}.", "",
+    kernel = os.uname().release.split("-")[0]
+    lines = [f"Medians of {a.rounds} interleaved rounds, {date.today()}, {os.cpu_count()} cores, Linux {kernel}.", "",
              "| row | unit | " + " | ".join(names) + " | " + " | ".join(f"vs {n}" for n in others) + " |",
              "|---|---|" + "---:|" * (len(names) + len(others))]
     for w in res:
@@ -196,7 +197,8 @@ def main():
             for w, (unit, hib, need_cold, fn) in loads.items():
                 if w not in only:
                     continue
-                order = systems if r % 2 == 0 else systems[::-1]
+                # Who comes first, or last, is at an advantage.
+                order = systems[r % len(systems):] + systems[:r % len(systems)]
                 for s in order:
                     if need_cold:
                         cold()
