@@ -278,7 +278,8 @@ impl Fs {
             if inode.offered.swap(true, Ordering::AcqRel) || write {
                 return EncryptedFile::open(volume, inode.host_ino, backing, writable);
             }
-            // Also if only the key is not there yet, and this is done again.
+            // If only the key is missing, this is done again, where it can be
+            // waited for.
             EncryptedFile::open_whole(volume, inode.host_ino, backing, writable, offer)
                 .inspect_err(|_| inode.offered.store(false, Ordering::Release))
         })?;

@@ -40,6 +40,8 @@ impl World {
         volume.init(&init.map(str::to_owned));
         let options = Options {
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            // The outages of `scripts/soak` take minutes.
+            deadline: Some(Duration::from_secs(1800)),
             ..Options::default()
         };
         let mount = Mount::of(volume, options);
