@@ -460,6 +460,13 @@ impl Journal {
         self.rotate().unwrap();
     }
 
+    /// Lets go of the files that a killed mount leaves with pending blocks.
+    #[cfg(test)]
+    pub(super) fn let_go_for_test(&self) {
+        let files = std::mem::take(&mut *self.pending.lock());
+        drop(files);
+    }
+
     /// Makes a waiting [`Self::maintain`] return now.
     pub fn wake(&self) {
         self.work.notify_all();

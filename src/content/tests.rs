@@ -1,8 +1,9 @@
 //! The content layer against a plain byte vector, and against power cuts.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::mem_file::{MemFile, WRITES_LEFT};
@@ -67,6 +68,19 @@ struct Disk {
     file: Arc<MemFile>,
     journals: [Arc<MemFile>; 2],
     volume: Volume,
+    mounts: Mounts,
+}
+
+/// Mounts that nobody ended. Their journals hold files, which hold the journals.
+#[derive(Default)]
+struct Mounts(Mutex<Vec<Weak<Journal>>>);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for journal in self.0.lock().drain(..).filter_map(|j| j.upgrade()) {
+            journal.let_go_for_test();
+        }
+    }
 }
 
 struct One(Arc<MemFile>);
@@ -100,6 +114,7 @@ impl Disk {
                 recipients: vec![],
                 writable: true,
             },
+            mounts: Mounts::default(),
         }
     }
 
@@ -115,6 +130,8 @@ impl Disk {
             root_ino: 2,
             unclean: recovered.unclean.clone(),
         };
+        let journal = Journal::start(journals, page.clone()).unwrap();
+        self.mounts.0.lock().push(Arc::downgrade(&journal));
         let volume = VolumeContext {
             volume: self.volume.clone(),
             suite: Suite::Aes256Gcm,
@@ -123,7 +140,7 @@ impl Disk {
             epoch: page.epoch,
             unclean: page.unclean.clone(),
             locked: AtomicBool::default(),
-            journal: Some(Journal::start(journals, page).unwrap()),
+            journal: Some(journal),
         };
         EncryptedFile::open(Arc::new(volume), INO, self.file.clone(), true).unwrap()
     }
@@ -153,6 +170,7 @@ impl Disk {
                 self.journals[1].cut(&mut pick),
             ],
             volume: self.volume.clone(),
+            mounts: Mounts::default(),
         }
     }
 
@@ -161,6 +179,7 @@ impl Disk {
             file: self.file.killed(),
             journals: [self.journals[0].killed(), self.journals[1].killed()],
             volume: self.volume.clone(),
+            mounts: Mounts::default(),
         }
     }
 }
@@ -515,6 +534,7 @@ fn a_revoke_does_not_outrun_the_truncation() {
         file: MemFile::holding(disk.file.0.lock().durable.clone()),
         journals: disk.journals.clone(),
         volume: disk.volume.clone(),
+        mounts: Mounts::default(),
     };
     let file = after.mount();
     let content = read_all(&file);
