@@ -15,6 +15,8 @@ mod settle;
 mod write;
 
 #[cfg(test)]
+mod mem_disk;
+#[cfg(test)]
 mod mem_file;
 #[cfg(test)]
 mod tests;
