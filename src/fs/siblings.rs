@@ -84,7 +84,7 @@ enum State {
     /// It is not known in which order its files are opened, if in any.
     Watched(Watch),
     /// It is being listed.
-    Listing(Search),
+    Listing,
     /// Its files are opened in this order.
     Run(Run),
 }
@@ -181,7 +181,7 @@ impl Fs {
             return;
         };
         let idle = now.saturating_duration_since(directory.last);
-        if idle > PAUSE && !matches!(directory.state, State::Listing(_)) {
+        if idle > PAUSE && !matches!(directory.state, State::Listing) {
             directory.state = State::Watched(Watch::default());
         }
         directory.last = now;
@@ -191,10 +191,11 @@ impl Fs {
                     return;
                 }
                 if let Some(opened) = watch.add(inode.host_ino, for_key) {
-                    directory.state = State::Listing(watch.search);
+                    let search = watch.search;
+                    directory.state = State::Listing;
                     let fs = Arc::clone(self);
                     let whose = caller::get();
-                    let begin = move || fs.begin_run(parent, &opened);
+                    let begin = move || fs.begin_run(parent, &opened, search);
                     siblings
                         .workers
                         .run(move || caller::on_behalf(whose, begin));
@@ -211,7 +212,7 @@ impl Fs {
                     }
                 }
             }
-            State::Listing(_) => {}
+            State::Listing => {}
         }
         let in_use = |d: &Directory| !matches!(d.state, State::Watched(_));
         let runs = directories.iter().filter(|(_, d)| in_use(d)).count();
@@ -219,24 +220,17 @@ impl Fs {
     }
 
     /// Finds out in which order a directory's files are being opened.
-    fn begin_run(self: &Arc<Self>, parent: u64, opened: &[u64]) {
-        let searched = |directory: &Directory| match directory.state {
-            State::Listing(search) => Some(search),
-            _ => None,
-        };
-        let directories = &self.siblings.directories;
-        let search = directories.lock().peek(&parent).and_then(searched);
-        let Some(search) = search else { return };
+    fn begin_run(self: &Arc<Self>, parent: u64, opened: &[u64], search: Search) {
         let run = self.find_order(parent, opened, search.keys);
         let run = run.unwrap_or_else(|error| {
             log::debug!("directory {parent} cannot be looked ahead in: {error}");
             None
         });
-        let mut directories = directories.lock();
+        let mut directories = self.siblings.directories.lock();
         let Some(directory) = directories.get_mut(&parent) else {
             return;
         };
-        if searched(directory).is_none() {
+        if !matches!(directory.state, State::Listing) {
             return;
         }
         directory.state = match run {

@@ -5,10 +5,10 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::common::sys::pages_in_memory;
-use crate::common::{drop_caches, is_root, skip};
+use crate::common::{drop_caches, eventually, is_root, skip};
 use crate::kms_servers::alibaba::Conditions;
 use crate::world::{World, content, make_files};
 
@@ -111,11 +111,9 @@ fn content_is_read_ahead_also_where_keys_are_in_memory_and_asks_for_none() {
         for i in 0..5 {
             assert_eq!(fs::read(world.join(format!("{i:05}"))).unwrap(), content(i));
         }
-        let patience = Instant::now() + Duration::from_secs(10);
-        while pages_in_memory(&stored(20)) == 0 {
-            assert!(Instant::now() < patience, "nothing was read ahead");
-            thread::sleep(Duration::from_millis(10));
-        }
+        let read = || pages_in_memory(&stored(20)) > 0;
+        let patience = Duration::from_secs(10);
+        assert!(eventually(patience, read), "nothing was read ahead");
     });
     assert_eq!(calls, 0);
 }
