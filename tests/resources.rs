@@ -4,7 +4,8 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -131,22 +132,78 @@ fn more_files_than_descriptors() {
         let path = mount.join(format!("d{}/file number {i}", i / 1000));
         assert_eq!(fs::read(&path).unwrap(), i.to_string().into_bytes());
     }
-    // As many open at a time as the limit has room for, and an honest error
-    // for what is too many.
-    let mut open = Vec::new();
-    for i in 0..1000 {
-        match File::open(mount.join(format!("d0/file number {}", i * 7 % 1000))) {
-            Ok(file) => open.push(file),
-            Err(error) => {
-                let errno = error.raw_os_error().unwrap();
-                assert!([libc::EMFILE, libc::ENFILE].contains(&errno), "{error}");
-                break;
-            }
-        }
-    }
-    assert!(open.len() > 100, "only {} of 512", open.len());
-    drop(open);
     assert_eq!(fs::read(mount.join("d0/file number 0")).unwrap(), b"0");
+}
+
+#[test]
+fn as_many_open_files_as_descriptors() {
+    let Some(mount) = Mount::real(Options {
+        descriptors: Some(512),
+        ..Options::default()
+    }) else {
+        return;
+    };
+    let path = |i: usize| mount.join(format!("{i}"));
+    let mut open = Vec::new();
+    // An honest error for what is too many.
+    let error = loop {
+        let mut options = File::options();
+        options.create_new(true).read(true).write(true);
+        match options.open(path(open.len())) {
+            Ok(file) => open.push(file),
+            Err(error) => break error,
+        }
+    };
+    let errno = error.raw_os_error().unwrap();
+    assert!([libc::EMFILE, libc::ENFILE].contains(&errno), "{error}");
+    assert!(open.len() > 450, "only {} of 512", open.len());
+    // With nothing to spare each can be used, with its name and without.
+    for (i, file) in open.iter().enumerate() {
+        if i % 3 == 0 {
+            fs::remove_file(path(i)).unwrap();
+        }
+        file.write_all_at(&noise(i as u64, 5000), 0).unwrap();
+        file.set_permissions(Permissions::from_mode(0o640)).unwrap();
+        file.sync_all().unwrap();
+    }
+    if is_root() {
+        drop_caches(3);
+    }
+    for (i, file) in open.iter().enumerate() {
+        let mut content = vec![0; 5000];
+        file.read_exact_at(&mut content, 0).unwrap();
+        assert!(content == noise(i as u64, 5000), "file {i}");
+        let metadata = file.metadata().unwrap();
+        assert_eq!(metadata.mode() & 0o777, 0o640);
+        assert_eq!(metadata.nlink(), if i % 3 == 0 { 0 } else { 1 });
+    }
+    let names = open.len();
+    drop(open);
+    // They are closed on the backing side, too: there is room for others.
+    let others: Vec<_> = (0..names)
+        .filter(|i| i % 3 != 0)
+        .map(|i| File::open(path(i)).unwrap())
+        .collect();
+    assert!(others.len() > 300);
+    drop(others);
+    let written = |fd: &fs::DirEntry| {
+        let target = fs::read_link(fd.path()).unwrap_or_default();
+        let flags = fs::read_to_string(format!(
+            "/proc/{}/fdinfo/{}",
+            mount.pid(),
+            fd.file_name().to_str().unwrap()
+        ));
+        let flags = flags.unwrap_or_default();
+        let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = u32::from_str_radix(flags.unwrap_or("0").trim(), 8).unwrap();
+        target.starts_with(mount.backing()) && flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
+    };
+    let closed = eventually(Duration::from_secs(10), || {
+        let fds = fs::read_dir(format!("/proc/{}/fd", mount.pid())).unwrap();
+        // The journal's two.
+        fds.filter(|fd| fd.as_ref().is_ok_and(written)).count() <= 2
+    });
+    assert!(closed, "files that are closed stay open for writing");
 }
 
 #[test]

@@ -39,6 +39,12 @@ pub fn open_path(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     fs::openat(dir, name, flags, Mode::empty())
 }
 
+/// Such a reference to what `fd` refers to.
+pub fn reopen_path(fd: impl AsFd) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    fs::open(proc_path(fd), flags, Mode::empty())
+}
+
 /// The attributes of what `fd` refers to.
 pub fn stat(fd: impl AsFd) -> Result<Stat> {
     fs::statx(fd, "", AtFlags::EMPTY_PATH, STAT)
@@ -174,7 +180,7 @@ pub fn chown(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
 
 /// Sets access and modification time.
 pub fn set_times(fd: impl AsFd, times: &Timestamps) -> Result<()> {
-    fs::utimensat(CWD, proc_path(fd), times, AtFlags::empty())
+    fs::utimensat(fd, "", times, AtFlags::EMPTY_PATH)
 }
 
 /// Makes a directory's entries durable.

@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{self, Advice, FallocateFlags, SeekFrom, Timespec, Timestamps};
@@ -10,7 +11,7 @@ use rustix::io::{self, Errno, ReadWriteFlags};
 
 use crate::types::TimeSpec;
 
-use super::Result;
+use super::{Descriptor, Result};
 
 /// What the content layer needs of a file; the seam at which tests put files
 /// in memory and files that fail.
@@ -67,12 +68,17 @@ const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// A file of the host.
 #[derive(Debug)]
-pub struct HostFile(OwnedFd);
+pub struct HostFile(Arc<Descriptor>);
 
 impl HostFile {
     /// Takes over an open descriptor.
     pub fn new(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self::sharing(Arc::new(fd.into()))
+    }
+
+    /// The file of a descriptor that others use, too.
+    pub fn sharing(descriptor: Arc<Descriptor>) -> Self {
+        Self(descriptor)
     }
 
     fn write_with(

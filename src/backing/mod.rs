@@ -1,11 +1,13 @@
 //! Host files and directories: the ciphertext side. The only user of `rustix`
 //! and `libc` for files, and with `sys` the only place for `unsafe`.
 
+pub mod descriptor;
 pub mod dir;
 pub mod file;
 pub mod handle;
 pub mod xattr;
 
+pub use descriptor::Descriptor;
 pub use file::{BackingFile, HostFile};
 pub use rustix::io::Errno;
 

@@ -1,9 +1,8 @@
 //! New files, directories and nodes.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::backing::{Errno, HostFile, dir};
+use crate::backing::{Errno, dir};
 use crate::content::{EncryptedFile, NewIdentity};
 use crate::sys::creds::{Caller, run_as};
 
@@ -58,7 +57,7 @@ impl Fs {
         let open = || -> Result<u64> {
             let file = self.files.get_or_open(inode.host_ino, || {
                 inode.offered.store(true, Ordering::Release);
-                let backing = Arc::new(HostFile::new(fd));
+                let backing = inode.content(fd);
                 EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
             })?;
             file.adopt(identity);

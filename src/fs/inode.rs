@@ -2,19 +2,19 @@
 //!
 //! Every entry holds an `O_PATH` descriptor, so the backing inode lives, and
 //! its number is not used again, for as long as the kernel knows it; and so
-//! that no operation ever needs a path. Where descriptors run short, those of
-//! inodes that have not been used for a while are replaced by file handles, and
-//! opened again when needed.
+//! that no operation ever needs a path. Where descriptors run short, open files
+//! make do with the one of their content, and those of inodes that have not been
+//! used for a while are replaced by file handles, and opened again when needed.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::backing::{Errno, dir, handle};
+use crate::backing::{Descriptor, Errno, HostFile, dir, handle};
 use crate::types::DirId;
 
 use super::attr::{self, FileKind};
@@ -40,8 +40,11 @@ pub(super) struct Inode {
     pub(super) generation: u64,
     /// The directory it was last looked up in; 0 if it never was.
     pub(super) parent: AtomicU64,
-    /// `None` while only the handle is kept.
-    fd: Mutex<Option<Arc<OwnedFd>>>,
+    /// `O_PATH`, or where descriptors run short, its content's, or none while the
+    /// handle will do.
+    fd: Mutex<Option<Arc<Descriptor>>>,
+    /// Its content's, while that is open.
+    content: Mutex<Weak<Descriptor>>,
     handle: OnceLock<handle::FileHandle>,
     /// Used since the last look for descriptors to close.
     used: AtomicBool,
@@ -76,20 +79,20 @@ struct Shared {
     /// A descriptor of the backing filesystem that opens handles (not `O_PATH`:
     /// the call refuses that), where this process may.
     filesystem: Option<OwnedFd>,
-    /// Inodes that hold a descriptor.
-    open: AtomicUsize,
+    /// Descriptors that inodes and their contents hold.
+    open: Arc<AtomicUsize>,
 }
 
 impl Inode {
     fn new(fd: OwnedFd, ino: u64, stat: &dir::Stat, table: &Arc<Shared>) -> Result<Self> {
-        table.open.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             ino,
             host_ino: stat.stx_ino,
             kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
             generation: attr::generation(stat),
             parent: AtomicU64::new(0),
-            fd: Mutex::new(Some(Arc::new(fd))),
+            fd: Mutex::new(Some(Arc::new(Descriptor::counted(fd, &table.open)))),
+            content: Mutex::default(),
             handle: OnceLock::new(),
             used: AtomicBool::new(true),
             dir_id: OnceLock::new(),
@@ -102,8 +105,8 @@ impl Inode {
         })
     }
 
-    /// The inode's `O_PATH` descriptor.
-    pub(super) fn fd(&self) -> crate::backing::Result<Arc<OwnedFd>> {
+    /// A descriptor of the inode, not to read or write by.
+    pub(super) fn fd(&self) -> crate::backing::Result<Arc<Descriptor>> {
         self.used.store(true, Ordering::Relaxed);
         let mut fd = self.fd.lock();
         if let Some(fd) = &*fd {
@@ -112,37 +115,66 @@ impl Inode {
         let (Some(filesystem), Some(handle)) = (&self.table.filesystem, self.handle.get()) else {
             return Err(Errno::STALE);
         };
-        let opened = Arc::new(handle::open(filesystem, handle)?);
+        let opened = self.counted(handle::open(filesystem, handle)?);
         *fd = Some(opened.clone());
-        self.table.open.fetch_add(1, Ordering::Relaxed);
         Ok(opened)
+    }
+
+    fn counted(&self, fd: OwnedFd) -> Arc<Descriptor> {
+        Arc::new(Descriptor::counted(fd, &self.table.open))
+    }
+
+    /// The content behind a descriptor that was just opened.
+    pub(super) fn content(&self, fd: OwnedFd) -> Arc<HostFile> {
+        let descriptor = self.counted(fd);
+        *self.content.lock() = Arc::downgrade(&descriptor);
+        Arc::new(HostFile::sharing(descriptor))
     }
 
     /// The handle, if this process may use handles.
     fn handle(&self) -> Option<handle::FileHandle> {
+        self.handle_of(self.fd.lock().as_deref())
+    }
+
+    fn handle_of(&self, fd: Option<&Descriptor>) -> Option<handle::FileHandle> {
         self.table.filesystem.as_ref()?;
         if let Some(handle) = self.handle.get() {
             return Some(handle.clone());
         }
-        let handle = handle::of(self.fd.lock().as_ref()?).ok()?;
+        let handle = handle::of(fd?).ok()?;
         Some(self.handle.get_or_init(|| handle).clone())
     }
 
-    /// Closes the descriptor of an inode that is not in use, if it can be
-    /// opened again.
-    fn rest(&self) {
-        if self.handle().is_some() && self.fd.lock().take().is_some() {
-            self.table.open.fetch_sub(1, Ordering::Relaxed);
+    /// Does with one descriptor less, if there is another way to the inode: its
+    /// content while that is open; or the handle, if nobody is using the inode.
+    fn rest(&self, in_use: bool) {
+        let mut fd = self.fd.lock();
+        let content = self.content.lock().clone();
+        let shared = fd.as_ref().is_some_and(|fd| is(fd, &content));
+        if let (false, Some(content)) = (shared, content.upgrade()) {
+            *fd = Some(content);
+        } else if !in_use && self.handle_of(fd.as_deref()).is_some() {
+            *fd = None;
+        }
+    }
+
+    /// To be called when the content has been closed: sees to it that it is not
+    /// kept open for the inode's sake.
+    pub(super) fn content_closed(&self) {
+        let mut fd = self.fd.lock();
+        let content = self.content.lock();
+        if let Some(shared) = &*fd
+            && is(shared, &content)
+            // Where there is no descriptor to be had, it has to go on serving.
+            && let Ok(own) = dir::reopen_path(shared)
+        {
+            *fd = Some(self.counted(own));
         }
     }
 }
 
-impl Drop for Inode {
-    fn drop(&mut self) {
-        if self.fd.get_mut().is_some() {
-            self.table.open.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
+fn is(descriptor: &Arc<Descriptor>, other: &Weak<Descriptor>) -> bool {
+    Arc::as_ptr(descriptor) == other.as_ptr()
 }
 
 struct Known {
@@ -159,6 +191,9 @@ pub(super) struct InodeTable {
     /// Most descriptors to keep, and the shard to look at next for more.
     limit: usize,
     resting: Mutex<usize>,
+    /// How many may be open before it is worth looking again: at the last look
+    /// too many were in use.
+    in_vain: AtomicUsize,
 }
 
 impl InodeTable {
@@ -170,7 +205,7 @@ impl InodeTable {
         let usable = handle.is_ok_and(|h| handle::open(&filesystem, &h).is_ok());
         let shared = Arc::new(Shared {
             filesystem: usable.then_some(filesystem),
-            open: AtomicUsize::new(0),
+            open: Arc::default(),
         });
         let remembered = std::num::NonZero::new(REMEMBERED).expect("not zero");
         Ok(Self {
@@ -181,14 +216,22 @@ impl InodeTable {
             shared,
             limit,
             resting: Mutex::new(0),
+            in_vain: AtomicUsize::new(0),
         })
     }
 
     /// Closes descriptors of inodes that were not used lately, if there are too
-    /// many. Those that an operation or a handle refers to are left alone.
+    /// many.
     fn make_room(&self) {
         let open = || self.shared.open.load(Ordering::Relaxed);
-        if open() <= self.limit || self.shared.filesystem.is_none() {
+        let in_vain = self.in_vain.load(Ordering::Relaxed);
+        if open() <= self.limit {
+            if in_vain > 0 {
+                self.in_vain.store(0, Ordering::Relaxed);
+            }
+            return;
+        }
+        if open() <= in_vain {
             return;
         }
         let Some(mut next) = self.resting.try_lock() else {
@@ -198,8 +241,8 @@ impl InodeTable {
         for _ in 0..2 * SHARDS {
             for known in self.shards[*next % SHARDS].lock().values() {
                 let inode = &known.inode;
-                if Arc::strong_count(inode) == 1 && !inode.used.swap(false, Ordering::Relaxed) {
-                    inode.rest();
+                if !inode.used.swap(false, Ordering::Relaxed) {
+                    inode.rest(Arc::strong_count(inode) > 1);
                 }
             }
             *next += 1;
@@ -207,6 +250,8 @@ impl InodeTable {
                 return;
             }
         }
+        let later = open() + self.limit / 64;
+        self.in_vain.store(later, Ordering::Relaxed);
     }
 
     pub(super) fn root(&self) -> &Arc<Inode> {

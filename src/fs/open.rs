@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::backing::{Errno, HostFile, dir};
+use crate::backing::{Errno, dir};
 use crate::content::{ContentError, EncryptedFile, ReadBuffer};
 use crate::keys::{KeyError, patience};
 use crate::sys::creds::Changer;
@@ -271,7 +271,7 @@ impl Fs {
                     Err(error) => (force_open(inode, error)?, true),
                 },
             };
-            let backing = Arc::new(HostFile::new(fd));
+            let backing = inode.content(fd);
             let volume = self.volume.clone();
             // Were it done at every opening, it would mostly be in vain: the
             // kernel keeps what it has when a file is closed.
@@ -287,7 +287,7 @@ impl Fs {
             if !file.is_writable() {
                 let fd = dir::reopen(inode.fd()?, true);
                 let fd = fd.or_else(|error| force_open(inode, error))?;
-                file.make_writable(Arc::new(HostFile::new(fd)));
+                file.make_writable(inode.content(fd));
             }
             file.prepare_write()?;
         }
@@ -348,6 +348,7 @@ impl Fs {
     pub fn release(&self, handle: u64) {
         if let Some(handle) = self.handles.remove(handle) {
             self.restore_times(&handle.inode);
+            handle.inode.content_closed();
         }
     }
 
