@@ -113,10 +113,20 @@ fn limit_of(pid: u32) -> u64 {
 #[test]
 fn more_files_than_descriptors() {
     if !is_root() {
-        return skip("without root the kernel has to be made to forget: not always possible");
+        return skip("needs root");
     }
+    more_files_than_descriptors_with(false);
+}
+
+#[test]
+fn more_files_than_descriptors_without_handles() {
+    more_files_than_descriptors_with(true);
+}
+
+fn more_files_than_descriptors_with(no_handles: bool) {
     let Some(mount) = Mount::real(Options {
         descriptors: Some(512),
+        no_handles,
         ..Options::default()
     }) else {
         return;
@@ -132,13 +142,80 @@ fn more_files_than_descriptors() {
         let path = mount.join(format!("d{}/file number {i}", i / 1000));
         assert_eq!(fs::read(&path).unwrap(), i.to_string().into_bytes());
     }
-    assert_eq!(fs::read(mount.join("d0/file number 0")).unwrap(), b"0");
+    let open_directory = File::open(mount.join("d1")).unwrap();
+    let open_file = File::open(mount.join("d2/file number 2002")).unwrap();
+    // Names that change meanwhile.
+    fs::rename(mount.join("d0"), mount.join("moved")).unwrap();
+    fs::rename(mount.join("moved"), mount.join("d4/below")).unwrap();
+    for i in (0..1000).step_by(7) {
+        let path = mount.join(format!("d4/below/file number {i}"));
+        let link = mount.join(format!("link {i}"));
+        match i % 4 {
+            0 => fs::rename(&path, link).unwrap(),
+            1 => fs::hard_link(&path, &link).unwrap(),
+            2 => {
+                fs::hard_link(&path, &link).unwrap();
+                fs::remove_file(&path).unwrap();
+            }
+            _ => fs::rename(&path, mount.join("d3/replaced")).unwrap(),
+        }
+    }
+    // Deeper than there are descriptors.
+    let mut deep = mount.join("deep");
+    let mut open_deep = Vec::new();
+    fs::create_dir(&deep).unwrap();
+    for _ in 0..600 {
+        open_deep.push(deep.clone());
+        deep.push("d");
+        fs::create_dir(&deep).unwrap();
+    }
+    fs::write(deep.join("bottom"), "bottom").unwrap();
+    // Something else is used meanwhile, so all of that is not.
+    for _ in 0..2 {
+        assert_eq!(look_at_all(&mount.join("d3")), 1001);
+        assert_eq!(look_at_all(&mount.join("d2")), 1000);
+    }
+    for i in (0..1000).step_by(7) {
+        let path = mount.join(format!("d4/below/file number {i}"));
+        let link = mount.join(format!("link {i}"));
+        let text = i.to_string().into_bytes();
+        assert_eq!(fs::read(&path).ok(), (i % 4 == 1).then(|| text.clone()));
+        assert_eq!(fs::read(&link).ok(), (i % 4 != 3).then_some(text));
+        if i % 4 == 1 {
+            assert_eq!(fs::metadata(&path).unwrap().nlink(), 2);
+        }
+    }
+    assert_eq!(fs::read(mount.join("d3/replaced")).unwrap(), b"987");
+    assert_eq!(fs::read(deep.join("bottom")).unwrap(), b"bottom");
+    for deep in &open_deep {
+        assert!(fs::metadata(deep).unwrap().is_dir());
+    }
+    fs::remove_file(mount.join("d2/file number 2002")).unwrap();
+    assert_eq!(open_file.metadata().unwrap().nlink(), 0);
+    assert_eq!(
+        rustix::fs::fstat(&open_directory).unwrap().st_mode & 0o777,
+        0o755
+    );
+    fs::remove_dir_all(mount.join("d1")).unwrap();
+    look_at_all(&mount.join("d4"));
+    look_at_all(&mount.join("d3"));
+    assert_eq!(rustix::fs::fstat(&open_directory).unwrap().st_nlink, 0);
+    assert!(
+        fs::read_dir(mount.path()).unwrap().count() > 100,
+        "all else is still there"
+    );
 }
 
 #[test]
 fn as_many_open_files_as_descriptors() {
+    as_many_open_files_as_descriptors_with(false);
+    as_many_open_files_as_descriptors_with(true);
+}
+
+fn as_many_open_files_as_descriptors_with(no_handles: bool) {
     let Some(mount) = Mount::real(Options {
         descriptors: Some(512),
+        no_handles,
         ..Options::default()
     }) else {
         return;
@@ -179,13 +256,6 @@ fn as_many_open_files_as_descriptors() {
     }
     let names = open.len();
     drop(open);
-    // They are closed on the backing side, too: there is room for others.
-    let others: Vec<_> = (0..names)
-        .filter(|i| i % 3 != 0)
-        .map(|i| File::open(path(i)).unwrap())
-        .collect();
-    assert!(others.len() > 300);
-    drop(others);
     let written = |fd: &fs::DirEntry| {
         let target = fs::read_link(fd.path()).unwrap_or_default();
         let flags = fs::read_to_string(format!(
@@ -204,6 +274,11 @@ fn as_many_open_files_as_descriptors() {
         fds.filter(|fd| fd.as_ref().is_ok_and(written)).count() <= 2
     });
     assert!(closed, "files that are closed stay open for writing");
+    let others: Vec<_> = (0..names)
+        .filter(|i| i % 3 != 0)
+        .map(|i| File::open(path(i)).unwrap())
+        .collect();
+    assert!(others.len() > 300);
 }
 
 #[test]

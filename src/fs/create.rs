@@ -57,7 +57,7 @@ impl Fs {
         let open = || -> Result<u64> {
             let file = self.files.get_or_open(inode.host_ino, || {
                 inode.offered.store(true, Ordering::Release);
-                let backing = inode.content(fd);
+                let backing = inode.reference.content(fd);
                 EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
             })?;
             file.adopt(identity);
@@ -116,7 +116,7 @@ impl Fs {
         match run_as(new.caller, new.umask, make) {
             Ok(fd) => {
                 let stat = dir::stat(&fd)?;
-                self.admit(fd, &stat)
+                self.admit_found(&parent, stored.entry(), fd, &stat)
             }
             Err(error) => {
                 stored.clean_up(&parent);

@@ -1,23 +1,22 @@
 //! The inode table: what the kernel may name by number.
 //!
-//! Every entry holds an `O_PATH` descriptor, so the backing inode lives, and
-//! its number is not used again, for as long as the kernel knows it; and so
-//! that no operation ever needs a path. Where descriptors run short, open files
-//! make do with the one of their content, and those of inodes that have not been
-//! used for a while are replaced by file handles, and opened again when needed.
+//! Every entry has a way to its backing file (see [`super::reference`]), so that
+//! inode lives, and its number is not used again, for as long as the kernel knows
+//! it; and so no operation ever needs a path.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::backing::{Descriptor, Errno, HostFile, dir, handle};
+use crate::backing::{Descriptor, dir, handle};
 use crate::types::DirId;
 
 use super::attr::{self, FileKind};
+use super::reference::{Reference, Shared};
 use super::times::HeldTimes;
 use super::xattr::XattrPresence;
 use super::{Attr, Fs, FsError, Result};
@@ -40,15 +39,7 @@ pub(super) struct Inode {
     pub(super) generation: u64,
     /// The directory it was last looked up in; 0 if it never was.
     pub(super) parent: AtomicU64,
-    /// `O_PATH`, or where descriptors run short, its content's, or none while the
-    /// handle will do.
-    fd: Mutex<Option<Arc<Descriptor>>>,
-    /// Its content's, while that is open.
-    content: Mutex<Weak<Descriptor>>,
-    handle: OnceLock<handle::FileHandle>,
-    /// Used since the last look for descriptors to close.
-    used: AtomicBool,
-    table: Arc<Shared>,
+    pub(super) reference: Reference,
     /// The directory's id, once needed.
     pub(super) dir_id: OnceLock<DirId>,
     /// Handles through which the file may be written.
@@ -74,107 +65,28 @@ pub struct Entry {
     pub busy: bool,
 }
 
-/// What inodes need of their table.
-struct Shared {
-    /// A descriptor of the backing filesystem that opens handles (not `O_PATH`:
-    /// the call refuses that), where this process may.
-    filesystem: Option<OwnedFd>,
-    /// Descriptors that inodes and their contents hold.
-    open: Arc<AtomicUsize>,
-}
-
 impl Inode {
-    fn new(fd: OwnedFd, ino: u64, stat: &dir::Stat, table: &Arc<Shared>) -> Result<Self> {
+    fn new(fd: OwnedFd, ino: u64, stat: &dir::Stat, shared: &Arc<Shared>) -> Result<Self> {
         Ok(Self {
             ino,
             host_ino: stat.stx_ino,
             kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
             generation: attr::generation(stat),
             parent: AtomicU64::new(0),
-            fd: Mutex::new(Some(Arc::new(Descriptor::counted(fd, &table.open)))),
-            content: Mutex::default(),
-            handle: OnceLock::new(),
-            used: AtomicBool::new(true),
+            reference: Reference::new(fd, stat, shared),
             dir_id: OnceLock::new(),
             writers: AtomicUsize::new(0),
             offered: AtomicBool::new(false),
             overflow: OnceLock::new(),
             xattrs: XattrPresence::default(),
             held_times: HeldTimes::default(),
-            table: table.clone(),
         })
     }
 
     /// A descriptor of the inode, not to read or write by.
     pub(super) fn fd(&self) -> crate::backing::Result<Arc<Descriptor>> {
-        self.used.store(true, Ordering::Relaxed);
-        let mut fd = self.fd.lock();
-        if let Some(fd) = &*fd {
-            return Ok(fd.clone());
-        }
-        let (Some(filesystem), Some(handle)) = (&self.table.filesystem, self.handle.get()) else {
-            return Err(Errno::STALE);
-        };
-        let opened = self.counted(handle::open(filesystem, handle)?);
-        *fd = Some(opened.clone());
-        Ok(opened)
+        self.reference.fd()
     }
-
-    fn counted(&self, fd: OwnedFd) -> Arc<Descriptor> {
-        Arc::new(Descriptor::counted(fd, &self.table.open))
-    }
-
-    /// The content behind a descriptor that was just opened.
-    pub(super) fn content(&self, fd: OwnedFd) -> Arc<HostFile> {
-        let descriptor = self.counted(fd);
-        *self.content.lock() = Arc::downgrade(&descriptor);
-        Arc::new(HostFile::sharing(descriptor))
-    }
-
-    /// The handle, if this process may use handles.
-    fn handle(&self) -> Option<handle::FileHandle> {
-        self.handle_of(self.fd.lock().as_deref())
-    }
-
-    fn handle_of(&self, fd: Option<&Descriptor>) -> Option<handle::FileHandle> {
-        self.table.filesystem.as_ref()?;
-        if let Some(handle) = self.handle.get() {
-            return Some(handle.clone());
-        }
-        let handle = handle::of(fd?).ok()?;
-        Some(self.handle.get_or_init(|| handle).clone())
-    }
-
-    /// Does with one descriptor less, if there is another way to the inode: its
-    /// content while that is open; or the handle, if nobody is using the inode.
-    fn rest(&self, in_use: bool) {
-        let mut fd = self.fd.lock();
-        let content = self.content.lock().clone();
-        let shared = fd.as_ref().is_some_and(|fd| is(fd, &content));
-        if let (false, Some(content)) = (shared, content.upgrade()) {
-            *fd = Some(content);
-        } else if !in_use && self.handle_of(fd.as_deref()).is_some() {
-            *fd = None;
-        }
-    }
-
-    /// To be called when the content has been closed: sees to it that it is not
-    /// kept open for the inode's sake.
-    pub(super) fn content_closed(&self) {
-        let mut fd = self.fd.lock();
-        let content = self.content.lock();
-        if let Some(shared) = &*fd
-            && is(shared, &content)
-            // Where there is no descriptor to be had, it has to go on serving.
-            && let Ok(own) = dir::reopen_path(shared)
-        {
-            *fd = Some(self.counted(own));
-        }
-    }
-}
-
-fn is(descriptor: &Arc<Descriptor>, other: &Weak<Descriptor>) -> bool {
-    Arc::as_ptr(descriptor) == other.as_ptr()
 }
 
 struct Known {
@@ -200,13 +112,7 @@ impl InodeTable {
     /// A table that keeps about `limit` descriptors at the most.
     pub(super) fn new(root: OwnedFd, limit: usize) -> Result<Self> {
         let stat = dir::stat(&root)?;
-        let filesystem = dir::open_dir(&root, b".")?;
-        let handle = handle::of(&root);
-        let usable = handle.is_ok_and(|h| handle::open(&filesystem, &h).is_ok());
-        let shared = Arc::new(Shared {
-            filesystem: usable.then_some(filesystem),
-            open: Arc::default(),
-        });
+        let shared = Arc::new(Shared::new(&root)?);
         let remembered = std::num::NonZero::new(REMEMBERED).expect("not zero");
         Ok(Self {
             root: Arc::new(Inode::new(root, ROOT, &stat, &shared)?),
@@ -223,7 +129,7 @@ impl InodeTable {
     /// Closes descriptors of inodes that were not used lately, if there are too
     /// many.
     fn make_room(&self) {
-        let open = || self.shared.open.load(Ordering::Relaxed);
+        let open = || self.shared.open();
         let in_vain = self.in_vain.load(Ordering::Relaxed);
         if open() <= self.limit {
             if in_vain > 0 {
@@ -240,10 +146,7 @@ impl InodeTable {
         // Twice around: the first time may only find out what is in use.
         for _ in 0..2 * SHARDS {
             for known in self.shards[*next % SHARDS].lock().values() {
-                let inode = &known.inode;
-                if !inode.used.swap(false, Ordering::Relaxed) {
-                    inode.rest(Arc::strong_count(inode) > 1);
-                }
+                known.inode.reference.rest();
             }
             *next += 1;
             if open() <= self.limit - self.limit / 8 {
@@ -357,26 +260,37 @@ impl Fs {
     }
 
     /// Finds the entry stored as `stored`.
-    pub(super) fn look_up_stored(&self, parent: &Inode, stored: &[u8]) -> Result<Entry> {
+    pub(super) fn look_up_stored(&self, parent: &Arc<Inode>, stored: &[u8]) -> Result<Entry> {
         // The kernel seldom asks for what it knows, so this is not looked up in
         // the table first: that would be one call more for each new inode.
         let fd = dir::open_path(parent.fd()?, stored).map_err(absent)?;
         let stat = dir::stat(&fd)?;
-        let ino = self.visible_on_device(&stat)?;
-        let known = self
-            .inodes
-            .look_up_known(ino, Some(attr::generation(&stat)));
+        self.admit_found(parent, stored, fd, &stat)
+    }
+
+    /// Counts one lookup of the inode behind `fd`, which was found as `stored` in
+    /// `parent`.
+    pub(super) fn admit_found(
+        &self,
+        parent: &Arc<Inode>,
+        stored: &[u8],
+        fd: OwnedFd,
+        stat: &dir::Stat,
+    ) -> Result<Entry> {
+        let ino = self.visible_on_device(stat)?;
+        let known = self.inodes.look_up_known(ino, Some(attr::generation(stat)));
         let inode = match known {
             Some(inode) => inode,
-            None => self.insert(fd, ino, &stat)?,
+            None => self.insert(fd, ino, stat)?,
         };
         inode.parent.store(parent.ino, Ordering::Relaxed);
-        let attr = self.attr_of(&inode, &stat);
+        inode.reference.found(parent, stored);
+        let attr = self.attr_of(&inode, stat);
         attr.map(|attr| entry(&inode, attr))
     }
 
-    /// Adds the inode behind `fd` to the table and counts one lookup.
-    pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
+    /// Counts one lookup of the inode behind `fd`, wherever that was found.
+    fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
         let ino = self.visible_on_device(stat)?;
         let inode = self.insert(fd, ino, stat)?;
         let attr = self.attr_of(&inode, stat);
@@ -386,6 +300,25 @@ impl Fs {
     fn insert(&self, fd: OwnedFd, ino: u64, stat: &dir::Stat) -> Result<Arc<Inode>> {
         let inode = Inode::new(fd, ino, stat, &self.inodes.shared)?;
         Ok(self.inodes.insert(inode))
+    }
+
+    /// Tells the inode that is about to lose the name `stored` in `parent`, and gives
+    /// it; `None` if that does not matter.
+    pub(super) fn leaves(&self, parent: &Inode, stored: &[u8]) -> Result<Option<Arc<Inode>>> {
+        if !self.inodes.shared.minds_names() {
+            return Ok(None);
+        }
+        let Ok(fd) = dir::open_path(parent.fd()?, stored) else {
+            return Ok(None);
+        };
+        let stat = dir::stat(&fd)?;
+        let known = self.inodes.get(self.inodes.visible(stat.stx_ino));
+        let same = |inode: &Arc<Inode>| inode.generation == attr::generation(&stat);
+        let inode = known.ok().filter(same);
+        if let Some(inode) = &inode {
+            inode.reference.leaves(fd);
+        }
+        Ok(inode)
     }
 
     /// A directory that is a mount point of another filesystem cannot be
@@ -406,11 +339,10 @@ impl Fs {
             let stat = dir::stat(inode.fd()?)?;
             return self.attr_of(&inode, &stat).map(|attr| entry(&inode, attr));
         }
-        let filesystem = self.inodes.shared.filesystem.as_ref();
-        let filesystem = filesystem.ok_or(FsError::Stale)?;
         let handle = self.inodes.forgotten.lock().get(&ino).cloned();
         let handle = handle.ok_or(FsError::Stale)?;
-        let fd = handle::open(filesystem, &handle).map_err(|_| FsError::Stale)?;
+        let fd = self.inodes.shared.open_handle(&handle);
+        let fd = fd.map_err(|_| FsError::Stale)?;
         let stat = dir::stat(&fd)?;
         if stat.stx_nlink == 0 {
             return Err(FsError::Stale);
@@ -442,7 +374,7 @@ impl Fs {
         if inode.kind == FileKind::Directory {
             self.forget_listing(ino);
         }
-        if let Some(handle) = inode.handle() {
+        if let Some(handle) = inode.reference.handle() {
             self.inodes.forgotten.lock().put(ino, handle);
         }
     }

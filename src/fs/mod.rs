@@ -9,6 +9,7 @@ pub mod keeper;
 mod link;
 mod names;
 mod open;
+mod reference;
 mod remove;
 mod setattr;
 mod siblings;

@@ -271,7 +271,7 @@ impl Fs {
                     Err(error) => (force_open(inode, error)?, true),
                 },
             };
-            let backing = inode.content(fd);
+            let backing = inode.reference.content(fd);
             let volume = self.volume.clone();
             // Were it done at every opening, it would mostly be in vain: the
             // kernel keeps what it has when a file is closed.
@@ -287,7 +287,7 @@ impl Fs {
             if !file.is_writable() {
                 let fd = dir::reopen(inode.fd()?, true);
                 let fd = fd.or_else(|error| force_open(inode, error))?;
-                file.make_writable(inode.content(fd));
+                file.make_writable(inode.reference.content(fd));
             }
             file.prepare_write()?;
         }
@@ -348,7 +348,7 @@ impl Fs {
     pub fn release(&self, handle: u64) {
         if let Some(handle) = self.handles.remove(handle) {
             self.restore_times(&handle.inode);
-            handle.inode.content_closed();
+            handle.inode.reference.content_closes();
         }
     }
 

@@ -26,6 +26,7 @@ impl Fs {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
         let overflow = self.overflow_of(&parent, stored.entry());
+        self.leaves(&parent, stored.entry())?;
         dir::unlink(parent.fd()?, stored.entry()).map_err(absent)?;
         stored.clean_up(&parent);
         self.remove_overflow(overflow);
@@ -39,6 +40,7 @@ impl Fs {
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
         let parent = self.inodes.get(parent)?;
         let stored = self.stored_name(&parent, name)?;
+        self.leaves(&parent, stored.entry())?;
         let emptied = self.empty(&parent, stored.entry())?;
         match dir::rmdir(parent.fd()?, stored.entry()) {
             Ok(()) => {
@@ -104,6 +106,8 @@ impl Fs {
         let overflow = replaces
             .then(|| self.overflow_of(&new_parent, new.entry()))
             .flatten();
+        let moved = self.leaves(&parent, old.entry())?;
+        let other = self.leaves(&new_parent, new.entry())?;
         let emptied = match replaces {
             true => self.empty_target(&parent, &old, &new_parent, &new)?,
             false => None,
@@ -125,6 +129,12 @@ impl Fs {
         }
         old.clean_up(&parent);
         self.remove_overflow(overflow);
+        if let Some(moved) = moved {
+            moved.reference.found(&new_parent, new.entry());
+        }
+        if let (Some(other), true) = (other, flags & EXCHANGE != 0) {
+            other.reference.found(&parent, old.entry());
+        }
         Ok(())
     }
 

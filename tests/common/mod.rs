@@ -22,6 +22,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::mount::UnmountFlags;
+use rustix::thread::CapabilitySet;
 use tempfile::TempDir;
 
 pub use sys::eventually;
@@ -48,6 +49,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// The daemon's RLIMIT_NOFILE.
     pub descriptors: Option<u64>,
+    /// The daemon may not open file handles, as if it were not root's.
+    pub no_handles: bool,
     /// The daemon is killed (and the test fails) after this long.
     pub deadline: Option<Duration>,
 }
@@ -295,6 +298,9 @@ impl Mount {
         if let Some(count) = options.descriptors {
             limit_descriptors_of(&mut command, count);
         }
+        if options.no_handles {
+            forbid_handles_to(&mut command);
+        }
         let mut process = command.spawn().expect("kmsfs runs");
         let mut ended = None;
         let serves = eventually(PATIENCE, || {
@@ -471,6 +477,16 @@ fn abort_connection(minor: &str) {
 fn limit_descriptors_of(command: &mut Command, count: u64) {
     // SAFETY: setrlimit is safe to call between fork and exec.
     unsafe { command.pre_exec(move || sys::limit_descriptors(count)) };
+}
+
+#[allow(unsafe_code)]
+fn forbid_handles_to(command: &mut Command) {
+    let forbid = || {
+        sys::without_capability(CapabilitySet::DAC_READ_SEARCH);
+        Ok(())
+    };
+    // SAFETY: prctl is safe to call between fork and exec.
+    unsafe { command.pre_exec(forbid) };
 }
 
 /// A small, seeded source of chance; prints nothing, knows its seed.

@@ -10,6 +10,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::thread::CapabilitySet;
+
 /// Turns -1 into the error of `errno`.
 fn check(result: libc::c_long) -> io::Result<i64> {
     if result < 0 {
@@ -126,8 +128,16 @@ pub fn limit_file_size(bytes: u64, ignore_signal: bool) {
     }
 }
 
-/// Sets the limit of open descriptors of this process.
+/// Takes a capability away from what this process executes; nothing if it has none to
+/// take away.
+pub fn without_capability(which: CapabilitySet) {
+    let _ = rustix::thread::remove_capability_from_bounding_set(which);
+}
+
+/// Sets the limit of open descriptors of this process, which what it executes cannot
+/// raise.
 pub fn limit_descriptors(count: u64) -> io::Result<()> {
+    without_capability(CapabilitySet::SYS_RESOURCE);
     let limit = libc::rlimit {
         rlim_cur: count,
         rlim_max: count,

@@ -1,0 +1,252 @@
+//! How an inode's backing file is reached.
+//!
+//! By a descriptor as a rule. A process may have only so many; where they run short,
+//! an open file makes do with the one of its content, and an inode that has not been
+//! used for a while does without: it is opened again by its file handle, or for a
+//! process that may not open handles, by where it was last found.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+
+use crate::backing::{Descriptor, Errno, HostFile, Result, dir, handle};
+
+use super::attr;
+use super::inode::Inode;
+
+/// What all references of a mount have in common.
+pub(super) struct Shared {
+    /// A descriptor of the backing filesystem that opens handles (not `O_PATH`:
+    /// the call refuses that), where this process may.
+    filesystem: Option<OwnedFd>,
+    /// Descriptors that inodes and their contents hold.
+    open: Arc<AtomicUsize>,
+    /// An inode has done without a descriptor.
+    rested: AtomicBool,
+}
+
+impl Shared {
+    /// `root` is on the backing filesystem.
+    pub(super) fn new(root: &OwnedFd) -> Result<Self> {
+        let filesystem = dir::open_dir(root, b".")?;
+        let handle = handle::of(root);
+        let usable = handle.is_ok_and(|h| handle::open(&filesystem, &h).is_ok());
+        Ok(Self {
+            filesystem: usable.then_some(filesystem),
+            open: Arc::default(),
+            rested: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether inodes are opened again where they were found.
+    fn finds_by_place(&self) -> bool {
+        self.filesystem.is_none()
+    }
+
+    /// Whether an inode that loses a name may have to be told.
+    pub(super) fn minds_names(&self) -> bool {
+        self.finds_by_place() || self.rested.load(Ordering::Relaxed)
+    }
+
+    /// How many descriptors are open.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Opens what `handle` names.
+    pub(super) fn open_handle(&self, handle: &handle::FileHandle) -> Result<OwnedFd> {
+        handle::open(self.filesystem.as_ref().ok_or(Errno::STALE)?, handle)
+    }
+
+    fn count(&self, fd: OwnedFd) -> Arc<Descriptor> {
+        Arc::new(Descriptor::counted(fd, &self.open))
+    }
+}
+
+/// A directory, which is in use for as long as something in it is known, and a
+/// stored name in it.
+#[derive(Clone)]
+struct Place {
+    directory: Arc<Inode>,
+    name: Box<[u8]>,
+}
+
+/// The ways to an inode. Who locks several of its parts does so in their order here.
+pub(super) struct Reference {
+    /// `O_PATH`, or its content's.
+    fd: Mutex<Option<Arc<Descriptor>>>,
+    /// Its content's, while that is open.
+    content: Mutex<Weak<Descriptor>>,
+    /// Only where handles are of no use.
+    place: Mutex<Option<Place>>,
+    handle: OnceLock<handle::FileHandle>,
+    /// Used since the last look for descriptors to close.
+    used: AtomicBool,
+    host_ino: u64,
+    generation: u64,
+    shared: Arc<Shared>,
+}
+
+impl Reference {
+    pub(super) fn new(fd: OwnedFd, stat: &dir::Stat, shared: &Arc<Shared>) -> Self {
+        Self {
+            fd: Mutex::new(Some(shared.count(fd))),
+            content: Mutex::default(),
+            place: Mutex::default(),
+            handle: OnceLock::new(),
+            used: AtomicBool::new(true),
+            host_ino: stat.stx_ino,
+            generation: attr::generation(stat),
+            shared: shared.clone(),
+        }
+    }
+
+    /// A descriptor of the inode, not to read or write by.
+    pub(super) fn fd(&self) -> Result<Arc<Descriptor>> {
+        self.used.store(true, Ordering::Relaxed);
+        let mut fd = self.fd.lock();
+        if let Some(fd) = &*fd {
+            return Ok(fd.clone());
+        }
+        if let Some(content) = self.content.lock().upgrade() {
+            return Ok(content);
+        }
+        if let Some(handle) = self.handle.get() {
+            let opened = self.shared.count(self.shared.open_handle(handle)?);
+            *fd = Some(opened.clone());
+            return Ok(opened);
+        }
+        drop(fd);
+        self.find()
+    }
+
+    /// Opens the inode where it was last found, and before that the directories on
+    /// the way that are not open either.
+    fn find(&self) -> Result<Arc<Descriptor>> {
+        let place = |of: &Self| of.place.lock().clone().ok_or(Errno::STALE);
+        let mut places = vec![place(self)?];
+        let mut above = loop {
+            let directory = &places[places.len() - 1].directory.reference;
+            if let Some(fd) = &*directory.fd.lock() {
+                break fd.clone();
+            }
+            places.push(place(directory)?);
+        };
+        // The place of each but the first is that of the next one's directory.
+        for i in (0..places.len()).rev() {
+            let reference = match i {
+                0 => self,
+                _ => &places[i - 1].directory.reference,
+            };
+            above = reference.open_at(&above, &places[i].name)?;
+        }
+        Ok(above)
+    }
+
+    fn open_at(&self, directory: &Descriptor, name: &[u8]) -> Result<Arc<Descriptor>> {
+        let opened = dir::open_path(directory, name).map_err(|error| match error {
+            Errno::NOENT => Errno::STALE,
+            other => other,
+        })?;
+        let stat = dir::stat(&opened)?;
+        if (stat.stx_ino, attr::generation(&stat)) != (self.host_ino, self.generation) {
+            return Err(Errno::STALE);
+        }
+        self.used.store(true, Ordering::Relaxed);
+        let mut fd = self.fd.lock();
+        Ok(fd.get_or_insert_with(|| self.shared.count(opened)).clone())
+    }
+
+    /// Notes that it was found as `name` in `directory`.
+    pub(super) fn found(&self, directory: &Arc<Inode>, name: &[u8]) {
+        if self.shared.finds_by_place() {
+            *self.place.lock() = Some(Place {
+                directory: directory.clone(),
+                name: name.into(),
+            });
+        }
+    }
+
+    /// To be called before the inode loses a name, with a descriptor of it: it is kept
+    /// open until it is found again.
+    pub(super) fn leaves(&self, fd: OwnedFd) {
+        let mut kept = self.fd.lock();
+        kept.get_or_insert_with(|| self.shared.count(fd));
+        *self.place.lock() = None;
+    }
+
+    /// The content behind a descriptor that was just opened.
+    pub(super) fn content(&self, fd: OwnedFd) -> Arc<HostFile> {
+        let descriptor = self.shared.count(fd);
+        *self.content.lock() = Arc::downgrade(&descriptor);
+        Arc::new(HostFile::sharing(descriptor))
+    }
+
+    /// To be called when the content is about to be closed: sees to it that it is not
+    /// kept open for the inode's sake.
+    pub(super) fn content_closes(&self) {
+        let mut fd = self.fd.lock();
+        let Some(shared) = &*fd else {
+            return;
+        };
+        if !is(shared, &self.content.lock()) {
+            return;
+        }
+        match dir::reopen_path(shared) {
+            Ok(own) => *fd = Some(self.shared.count(own)),
+            // There may be none to be had before this one is closed.
+            Err(_) if self.is_found_without(shared) => *fd = None,
+            // So it has to go on serving.
+            Err(_) => {}
+        }
+    }
+
+    /// Whether there is another way to the inode than `fd` and its content.
+    fn is_found_without(&self, fd: &Descriptor) -> bool {
+        // By the handle of a deleted one, the host need not find it.
+        let is_deleted = || dir::stat(fd).map_or(true, |stat| stat.stx_nlink == 0);
+        self.place.lock().is_some() || self.handle_of(fd).is_some() && !is_deleted()
+    }
+
+    /// The handle, if this process may use handles.
+    pub(super) fn handle(&self) -> Option<handle::FileHandle> {
+        let known = || self.handle.get().cloned();
+        known().or_else(|| self.handle_of(self.fd.lock().as_ref()?))
+    }
+
+    fn handle_of(&self, fd: &Descriptor) -> Option<handle::FileHandle> {
+        self.shared.filesystem.as_ref()?;
+        if let Some(handle) = self.handle.get() {
+            return Some(handle.clone());
+        }
+        let handle = handle::of(fd).ok()?;
+        Some(self.handle.get_or_init(|| handle).clone())
+    }
+
+    /// Does with one descriptor less if that was not used since the last call of
+    /// this, and there is another way to the inode.
+    pub(super) fn rest(&self) {
+        if self.used.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let mut slot = self.fd.lock();
+        let Some(fd) = &*slot else {
+            return;
+        };
+        let content = self.content.lock().clone();
+        if !is(fd, &content)
+            && let Some(content) = content.upgrade()
+        {
+            *slot = Some(content);
+        } else if self.is_found_without(fd) {
+            *slot = None;
+            self.shared.rested.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn is(descriptor: &Arc<Descriptor>, other: &Weak<Descriptor>) -> bool {
+    Arc::as_ptr(descriptor) == other.as_ptr()
+}
