@@ -22,6 +22,11 @@ def drop_caches(everything=False):
     """Dentries and inodes, which also asks the daemon to forget; with `everything` data, too."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3" if everything else "2")
+    # The kernel goes on telling the daemon what it forgot.
+    pid, before = daemon(), None
+    while before != (now := Path(f"/proc/{pid}/stat").read_text().split()[13:15]):
+        before = now
+        time.sleep(0.3)
 
 
 def each(count, act):

@@ -169,7 +169,12 @@ pub fn link(fd: impl AsFd, new_dir: impl AsFd, new_name: &[u8]) -> Result<()> {
 
 /// Sets the permission bits.
 pub fn chmod(fd: impl AsFd, mode: u32) -> Result<()> {
-    fs::chmod(proc_path(fd), Mode::from_raw_mode(mode & 0o7777))
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    match fs::fchmod(&fd, mode) {
+        // It is `O_PATH`.
+        Err(Errno::BADF) => fs::chmod(proc_path(fd), mode),
+        other => other,
+    }
 }
 
 /// Sets owner and group, each unless `None`.

@@ -1,5 +1,4 @@
-//! Extended attributes, through `/proc/self/fd` because the descriptors are
-//! `O_PATH`.
+//! Extended attributes, through `/proc/self/fd` where the descriptor is `O_PATH`.
 
 use std::os::fd::AsFd;
 
@@ -14,10 +13,10 @@ const MOST: usize = 65536;
 
 /// The value of an attribute.
 pub fn get(fd: impl AsFd, name: &[u8]) -> Result<Vec<u8>> {
-    let path = proc_path(fd);
     let mut value = vec![0; 256];
     loop {
-        match fs::getxattr(&path, name, &mut value) {
+        let direct = fs::fgetxattr(&fd, name, &mut value);
+        match or_by_path(direct, &fd, |path| fs::getxattr(path, name, &mut value)) {
             Ok(len) => {
                 value.truncate(len);
                 return Ok(value);
@@ -30,20 +29,17 @@ pub fn get(fd: impl AsFd, name: &[u8]) -> Result<Vec<u8>> {
 
 /// Sets an attribute; `flags` as in `setxattr(2)`.
 pub fn set(fd: impl AsFd, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-    fs::setxattr(
-        proc_path(fd),
-        name,
-        value,
-        XattrFlags::from_bits_retain(flags),
-    )
+    let flags = XattrFlags::from_bits_retain(flags);
+    let direct = fs::fsetxattr(&fd, name, value, flags);
+    or_by_path(direct, &fd, |path| fs::setxattr(path, name, value, flags))
 }
 
 /// The names of all attributes.
 pub fn list(fd: impl AsFd) -> Result<Vec<Vec<u8>>> {
-    let path = proc_path(fd);
     let mut names = vec![0; 1024];
     loop {
-        match fs::listxattr(&path, &mut names) {
+        let direct = fs::flistxattr(&fd, &mut names);
+        match or_by_path(direct, &fd, |path| fs::listxattr(path, &mut names)) {
             Ok(len) => {
                 names.truncate(len);
                 let split = names.split(|&b| b == 0).filter(|n| !n.is_empty());
@@ -57,5 +53,18 @@ pub fn list(fd: impl AsFd) -> Result<Vec<Vec<u8>>> {
 
 /// Removes an attribute.
 pub fn remove(fd: impl AsFd, name: &[u8]) -> Result<()> {
-    fs::removexattr(proc_path(fd), name)
+    let direct = fs::fremovexattr(&fd, name);
+    or_by_path(direct, &fd, |path| fs::removexattr(path, name))
+}
+
+/// The result of a call by descriptor, or of the same call by path.
+fn or_by_path<T>(
+    direct: Result<T>,
+    fd: impl AsFd,
+    by_path: impl FnOnce(&str) -> Result<T>,
+) -> Result<T> {
+    match direct {
+        Err(Errno::BADF) => by_path(&proc_path(fd)),
+        other => other,
+    }
 }

@@ -1,9 +1,9 @@
 //! How an inode's backing file is reached.
 //!
-//! By a descriptor as a rule. A process may have only so many; where they run short,
-//! an open file makes do with the one of its content, and an inode that has not been
-//! used for a while does without: it is opened again by its file handle, or for a
-//! process that may not open handles, by where it was last found.
+//! By a descriptor as a rule: the one of its content, or while that is not open, one of
+//! its own. A process may have only so many; where they run short, an inode that has not
+//! been used for a while gives up its own. It is opened again by its file handle, or for
+//! a process that may not open handles, where it was last found.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -75,7 +75,7 @@ struct Place {
 
 /// The ways to an inode. Who locks several of its parts does so in their order here.
 pub(super) struct Reference {
-    /// `O_PATH`, or its content's.
+    /// `O_PATH`; or its content's, of a deleted file.
     fd: Mutex<Option<Arc<Descriptor>>>,
     /// Its content's, while that is open.
     content: Mutex<Weak<Descriptor>>,
@@ -106,12 +106,24 @@ impl Reference {
     /// A descriptor of the inode, not to read or write by.
     pub(super) fn fd(&self) -> Result<Arc<Descriptor>> {
         self.used.store(true, Ordering::Relaxed);
+        let mut moves = 0;
+        loop {
+            match self.reach() {
+                // It, or a directory above it, may just have been renamed.
+                Err(Errno::STALE) if moves < 3 => moves += 1,
+                other => return other,
+            }
+        }
+    }
+
+    fn reach(&self) -> Result<Arc<Descriptor>> {
+        // By an open file, several calls need not go through /proc.
+        if let Some(content) = self.content.lock().upgrade() {
+            return Ok(content);
+        }
         let mut fd = self.fd.lock();
         if let Some(fd) = &*fd {
             return Ok(fd.clone());
-        }
-        if let Some(content) = self.content.lock().upgrade() {
-            return Ok(content);
         }
         if let Some(handle) = self.handle.get() {
             let opened = self.shared.count(self.shared.open_handle(handle)?);
@@ -235,14 +247,11 @@ impl Reference {
         let Some(fd) = &*slot else {
             return;
         };
-        let content = self.content.lock().clone();
-        if !is(fd, &content)
-            && let Some(content) = content.upgrade()
-        {
-            *slot = Some(content);
-        } else if self.is_found_without(fd) {
+        if self.is_found_without(fd) {
             *slot = None;
             self.shared.rested.store(true, Ordering::Relaxed);
+        } else if let Some(content) = self.content.lock().upgrade() {
+            *slot = Some(content);
         }
     }
 }
