@@ -1,5 +1,6 @@
 //! The command's end of the socket.
 
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,7 +53,11 @@ fn exchange(path: Option<&Path>, command: Command) -> Result<Answer, Failure> {
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     let request = serde_json::to_string(&Request { command });
     let request = request.map_err(|e| Failure::new(ExitCode::Internal, e.to_string()))? + "\n";
-    stream.write_all(request.as_bytes()).map_err(failed)?;
+    match stream.write_all(request.as_bytes()) {
+        // Whom it refuses it does not hear; its answer says so.
+        Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset) => {}
+        other => other.map_err(failed)?,
+    }
     let mut line = String::new();
     BufReader::new(stream)
         .read_line(&mut line)
