@@ -110,6 +110,15 @@ fn limit_of(pid: u32) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
+/// A mount whose daemon has few descriptors.
+fn cramped(no_handles: bool) -> Option<Mount> {
+    Mount::real(Options {
+        descriptors: Some(512),
+        no_handles,
+        ..Options::default()
+    })
+}
+
 #[test]
 fn more_files_than_descriptors() {
     if !is_root() {
@@ -124,11 +133,7 @@ fn more_files_than_descriptors_without_handles() {
 }
 
 fn more_files_than_descriptors_with(no_handles: bool) {
-    let Some(mount) = Mount::real(Options {
-        descriptors: Some(512),
-        no_handles,
-        ..Options::default()
-    }) else {
+    let Some(mount) = cramped(no_handles) else {
         return;
     };
     make(mount.path(), 5000);
@@ -213,11 +218,7 @@ fn as_many_open_files_as_descriptors() {
 }
 
 fn as_many_open_files_as_descriptors_with(no_handles: bool) {
-    let Some(mount) = Mount::real(Options {
-        descriptors: Some(512),
-        no_handles,
-        ..Options::default()
-    }) else {
+    let Some(mount) = cramped(no_handles) else {
         return;
     };
     let path = |i: usize| mount.join(format!("{i}"));

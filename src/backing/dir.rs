@@ -66,6 +66,19 @@ pub fn proc_path(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
+/// What a call by descriptor gave, or where that is `O_PATH` and so refused, the same
+/// call by path.
+pub(super) fn or_by_path<T>(
+    direct: Result<T>,
+    fd: impl AsFd,
+    by_path: impl FnOnce(&str) -> Result<T>,
+) -> Result<T> {
+    match direct {
+        Err(Errno::BADF) => by_path(&proc_path(fd)),
+        other => other,
+    }
+}
+
 /// Opens the content of what an [`open_path`] descriptor refers to.
 pub fn reopen(fd: impl AsFd, writable: bool) -> Result<OwnedFd> {
     let access = if writable {
@@ -170,11 +183,7 @@ pub fn link(fd: impl AsFd, new_dir: impl AsFd, new_name: &[u8]) -> Result<()> {
 /// Sets the permission bits.
 pub fn chmod(fd: impl AsFd, mode: u32) -> Result<()> {
     let mode = Mode::from_raw_mode(mode & 0o7777);
-    match fs::fchmod(&fd, mode) {
-        // It is `O_PATH`.
-        Err(Errno::BADF) => fs::chmod(proc_path(fd), mode),
-        other => other,
-    }
+    or_by_path(fs::fchmod(&fd, mode), &fd, |path| fs::chmod(path, mode))
 }
 
 /// Sets owner and group, each unless `None`.

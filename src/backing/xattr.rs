@@ -6,7 +6,7 @@ use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
 
 use super::Result;
-use super::dir::proc_path;
+use super::dir::or_by_path;
 
 /// Largest value and longest list that Linux allows.
 const MOST: usize = 65536;
@@ -55,16 +55,4 @@ pub fn list(fd: impl AsFd) -> Result<Vec<Vec<u8>>> {
 pub fn remove(fd: impl AsFd, name: &[u8]) -> Result<()> {
     let direct = fs::fremovexattr(&fd, name);
     or_by_path(direct, &fd, |path| fs::removexattr(path, name))
-}
-
-/// The result of a call by descriptor, or of the same call by path.
-fn or_by_path<T>(
-    direct: Result<T>,
-    fd: impl AsFd,
-    by_path: impl FnOnce(&str) -> Result<T>,
-) -> Result<T> {
-    match direct {
-        Err(Errno::BADF) => by_path(&proc_path(fd)),
-        other => other,
-    }
 }
