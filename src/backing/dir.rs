@@ -42,7 +42,7 @@ pub fn open_path(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
 /// Such a reference to what `fd` refers to.
 pub fn reopen_path(fd: impl AsFd) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    fs::open(proc_path(fd), flags, Mode::empty())
+    by_path(fd, |path| fs::open(path, flags, Mode::empty()))
 }
 
 /// The attributes of what `fd` refers to.
@@ -61,9 +61,11 @@ pub fn open_dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// The path that names what `fd` refers to, whatever became of its name.
-pub fn proc_path(fd: impl AsFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+/// Does `act` by the path that names what `fd` refers to, whatever became of its name.
+/// The path is valid in `act` only: once the descriptor is closed, its number may be
+/// another file's.
+fn by_path<T>(fd: impl AsFd, act: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    act(&format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
 /// What a call by descriptor gave, or where that is `O_PATH` and so refused, the same
@@ -71,10 +73,10 @@ pub fn proc_path(fd: impl AsFd) -> String {
 pub(super) fn or_by_path<T>(
     direct: Result<T>,
     fd: impl AsFd,
-    by_path: impl FnOnce(&str) -> Result<T>,
+    act: impl FnOnce(&str) -> Result<T>,
 ) -> Result<T> {
     match direct {
-        Err(Errno::BADF) => by_path(&proc_path(fd)),
+        Err(Errno::BADF) => by_path(fd, act),
         other => other,
     }
 }
@@ -86,7 +88,8 @@ pub fn reopen(fd: impl AsFd, writable: bool) -> Result<OwnedFd> {
     } else {
         OFlags::RDONLY
     };
-    fs::open(proc_path(fd), access | OFlags::CLOEXEC, Mode::empty())
+    let flags = access | OFlags::CLOEXEC;
+    by_path(fd, |path| fs::open(path, flags, Mode::empty()))
 }
 
 /// Creates (unless `exclusive`, or opens) a regular file for reading and writing.
@@ -171,13 +174,8 @@ pub fn rename(
 
 /// Another name for what `fd` refers to.
 pub fn link(fd: impl AsFd, new_dir: impl AsFd, new_name: &[u8]) -> Result<()> {
-    fs::linkat(
-        CWD,
-        proc_path(fd),
-        new_dir,
-        new_name,
-        AtFlags::SYMLINK_FOLLOW,
-    )
+    let follow = AtFlags::SYMLINK_FOLLOW;
+    by_path(fd, |path| fs::linkat(CWD, path, new_dir, new_name, follow))
 }
 
 /// Sets the permission bits.

@@ -32,6 +32,27 @@ fn contents_of_every_small_size_survive_a_remount() {
     }
 }
 
+/// The daemon reaches an open file by the descriptor of its content, which a close that
+/// goes on meanwhile may take away, and give its number to another file.
+#[test]
+fn files_opened_while_they_are_closed_are_the_right_ones() {
+    let mount = Mount::simple();
+    let mount = &mount;
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let path = move |i: u64| mount.join(format!("f{}", i % 50 + 100 * thread));
+            scope.spawn(move || {
+                for i in 0..2000 {
+                    fs::write(path(i), noise(i, 100)).unwrap();
+                    let file = OpenOptions::new().read(true).write(true).open(path(i));
+                    file.unwrap().write_all_at(&noise(i, 200), 0).unwrap();
+                    assert!(fs::read(path(i)).unwrap() == noise(i, 200), "{i} differs");
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn random_writes_match_a_vector_across_remounts() {
     let mut mount = Mount::simple();
