@@ -79,7 +79,8 @@ pub fn kernel_lacks(what: &str) {
     say_skipped(&format!("this kernel has no {what}"));
 }
 
-fn say_skipped(why: &str) {
+/// Says that a part of the current test did not run, and why.
+pub fn say_skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or("?").to_owned();
     let _ = rustix::io::write(
         rustix::stdio::stderr(),
@@ -117,9 +118,21 @@ pub fn mount_line(point: &Path) -> Option<String> {
         .map(str::to_owned)
 }
 
+const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
+
+/// Whether the kernel does as [`drop_caches`] asks: for root, and not in a container. If
+/// not, it is said that something of the current test did not run.
+pub fn can_drop_caches() -> bool {
+    let can = fs::OpenOptions::new().write(true).open(DROP_CACHES).is_ok();
+    if !can {
+        say_skipped("may not drop caches");
+    }
+    can
+}
+
 /// Has the kernel forget clean pages (1), dentries and inodes (2) or both (3).
 pub fn drop_caches(what: u8) {
-    fs::write("/proc/sys/vm/drop_caches", what.to_string()).expect("drop_caches needs root");
+    fs::write(DROP_CACHES, what.to_string()).expect("caches can be dropped");
 }
 
 /// Processes whose command line names `path`.
