@@ -50,19 +50,21 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
+        let text = record.args().to_string();
+        let level = level_of(record, &text);
+        if !self.enabled(record.metadata()) || level > log::max_level() {
             return;
         }
         // A log that cannot be written to is no reason to fail.
         match &*self.0.read().unwrap_or_else(|e| e.into_inner()) {
             Target::Stderr => {
-                let level = record.level().as_str().to_ascii_lowercase();
-                let _ = writeln!(std::io::stderr(), "kmsfs: {level}: {}", record.args());
+                let level = level.as_str().to_ascii_lowercase();
+                let _ = writeln!(std::io::stderr(), "kmsfs: {level}: {text}");
             }
             Target::Syslog(socket) => {
-                let priority = DAEMON | severity(record.level());
+                let priority = DAEMON | severity(level);
                 let pid = std::process::id();
-                let line = format!("<{priority}>kmsfs[{pid}]: {}", record.args());
+                let line = format!("<{priority}>kmsfs[{pid}]: {text}");
                 let _ = socket.send(line.as_bytes());
             }
             Target::Nowhere => {}
@@ -72,11 +74,40 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
+/// How important `record` is, which says `text`.
+fn level_of(record: &Record<'_>, text: &str) -> Level {
+    // The answer to an interruption came after the request was over: nothing is wrong.
+    let is_late = record.target() == "fuser::reply" && text.ends_with("(os error 2)");
+    if is_late {
+        Level::Debug
+    } else {
+        record.level()
+    }
+}
+
 fn severity(level: Level) -> u8 {
     match level {
         Level::Error => 3,
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_answers_are_no_errors() {
+        let level = |target, error: i32| {
+            let error = std::io::Error::from_raw_os_error(error);
+            let text = format!("Failed to send FUSE reply: {error}");
+            let record = Record::builder().level(Level::Error).target(target).build();
+            level_of(&record, &text)
+        };
+        assert_eq!(level("fuser::reply", libc::ENOENT), Level::Debug);
+        assert_eq!(level("fuser::reply", libc::EINVAL), Level::Error);
+        assert_eq!(level("kmsfs::fs", libc::ENOENT), Level::Error);
     }
 }
