@@ -211,6 +211,31 @@ fn more_files_than_descriptors_with(no_handles: bool) {
     );
 }
 
+/// What overwrites blocks is put in place a little later, and the file is open until then.
+#[test]
+fn more_changed_files_than_descriptors() {
+    let Some(mut mount) = cramped(false) else {
+        return;
+    };
+    let path = |mount: &Mount, i: u64| mount.join(format!("{i}"));
+    for i in 0..2000 {
+        fs::write(path(&mount, i), noise(i, 10_000)).unwrap();
+    }
+    for i in 0..2000 {
+        let file = File::options().write(true).open(path(&mount, i)).unwrap();
+        file.write_all_at(b"changed", 0).unwrap();
+    }
+    mount.remount();
+    for i in 0..2000 {
+        let content = fs::read(path(&mount, i)).unwrap();
+        let (start, rest) = content.split_at(7);
+        assert!(
+            start == b"changed" && *rest == noise(i, 10_000)[7..],
+            "{i} differs"
+        );
+    }
+}
+
 #[test]
 fn as_many_open_files_as_descriptors() {
     as_many_open_files_as_descriptors_with(false);

@@ -44,12 +44,12 @@ use super::{ContentError, Result};
 const SOFT: u64 = 32 << 20;
 /// Length at which writers wait for the checkpoint.
 const HARD: u64 = 96 << 20;
-/// Files with records in one journal at which it is checkpointed, because it
-/// keeps them open.
-const MOST_FILES: usize = 512;
 /// Zeros written ahead of the records, so that a flush of the journal changes
 /// neither its length nor its allocation.
 const AHEAD: u64 = 1 << 20;
+/// Files with records in one journal at which writers wait for the checkpoint, which
+/// flushes each of them, however many descriptors there are.
+const MOST_FILES: usize = 2048;
 /// How long an overwrite stays in the journal alone.
 const COMMIT: Duration = Duration::from_secs(5);
 /// How long a journal may be idle before it is checkpointed.
@@ -114,6 +114,9 @@ pub struct Journal {
     work: Condvar,
     /// Files with pending blocks, kept open until those are in place.
     pending: Mutex<HashMap<u64, Arc<EncryptedFile>>>,
+    /// Files with records in one journal at which writers wait for its checkpoint,
+    /// because it keeps them open. It begins at half of them.
+    most_files: usize,
     /// Files of which blocks were freed, and which were not synced since: see
     /// `before_reuse`. They may have been closed meanwhile.
     freed: Mutex<HashSet<u64>>,
@@ -121,11 +124,16 @@ pub struct Journal {
 
 impl Journal {
     /// Starts on two journal files that hold nothing worth replaying, and makes
-    /// it durable that `page.epoch` has begun.
+    /// it durable that `page.epoch` has begun. About `descriptors` may be used to
+    /// keep files open.
     ///
     /// # Errors
     /// Those of writing the files.
-    pub fn start(files: [Arc<dyn BackingFile>; 2], page: JournalPage) -> Result<Arc<Self>> {
+    pub fn start(
+        files: [Arc<dyn BackingFile>; 2],
+        page: JournalPage,
+        descriptors: usize,
+    ) -> Result<Arc<Self>> {
         let mut page = page;
         let segment = |backing: Arc<dyn BackingFile>| -> Result<Segment> {
             let mut segment = Segment {
@@ -170,6 +178,7 @@ impl Journal {
             room: Condvar::new(),
             work: Condvar::new(),
             pending: Mutex::new(HashMap::new()),
+            most_files: MOST_FILES.min(descriptors / 2),
             freed: Mutex::default(),
         }))
     }
@@ -209,7 +218,7 @@ impl Journal {
         touched.end = touched.end.max(end.unwrap_or(0));
         state.sequence += blocks.len() as u64;
         state.last_append = Instant::now();
-        if state.segments[active].end > SOFT && state.failed.is_none() {
+        if self.is_long(&state) && state.failed.is_none() {
             self.work.notify_one();
         }
         Ok(first)
@@ -324,14 +333,14 @@ impl Journal {
         self.freed.lock().contains(&ino)
     }
 
-    /// Waits while the journal is so long that it must be checkpointed first.
-    /// Not to be called with a file locked.
+    /// Waits while the journal is so long, or keeps so many files open, that it must
+    /// be checkpointed first. Not to be called with a file locked.
     ///
     /// # Errors
     /// Why it can't be: the storage of some file refuses what was written to it.
     pub(super) fn wait_for_room(&self) -> Result<()> {
         let mut state = self.state.lock();
-        while state.segments[state.active].end > HARD {
+        while self.is_full(&state) {
             if let Some(error) = &state.failed {
                 return Err(error.clone());
             }
@@ -339,6 +348,16 @@ impl Journal {
             self.room.wait_for(&mut state, timeout);
         }
         Ok(())
+    }
+
+    fn is_full(&self, state: &State) -> bool {
+        let active = &state.segments[state.active];
+        active.end > HARD || active.touched.len() > self.most_files
+    }
+
+    fn is_long(&self, state: &State) -> bool {
+        let active = &state.segments[state.active];
+        active.end > SOFT || active.touched.len() > self.most_files / 2
     }
 
     /// Has [`Self::commit`] called soon, on the thread that looks after the journal.
@@ -478,7 +497,7 @@ impl Journal {
         {
             let mut state = self.state.lock();
             // After a failure the next try can wait, too.
-            let due = state.commit_wanted || state.segments[state.active].end > SOFT;
+            let due = state.commit_wanted || self.is_long(&state);
             if state.failed.is_some() || !due {
                 self.work.wait_for(&mut state, timeout);
             }
@@ -486,10 +505,13 @@ impl Journal {
         let (idle, long, any, wanted) = {
             let mut state = self.state.lock();
             let wanted = std::mem::take(&mut state.commit_wanted);
-            let active = &state.segments[state.active];
             let any = state.segments.iter().any(|s| !s.touched.is_empty());
-            let long = active.end > SOFT || active.touched.len() > MOST_FILES;
-            (state.last_append.elapsed(), long, any, wanted)
+            (
+                state.last_append.elapsed(),
+                self.is_long(&state),
+                any,
+                wanted,
+            )
         };
         let result = if long || (any && idle > IDLE) {
             let result = self.checkpoint();

@@ -128,7 +128,7 @@ impl Disk {
             root_ino: 2,
             unclean: recovered.unclean.clone(),
         };
-        let journal = Journal::start(journals, page.clone()).unwrap();
+        let journal = Journal::start(journals, page.clone(), 4000).unwrap();
         self.mounts.0.lock().push(Arc::downgrade(&journal));
         let volume = VolumeContext {
             volume: self.volume.clone(),

@@ -247,7 +247,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             epoch: 9,
             unclean: vec![],
             locked: AtomicBool::default(),
-            journal: Some(Journal::start(journals, page).unwrap()),
+            journal: Some(Journal::start(journals, page, 4000).unwrap()),
         };
         let opened = EncryptedFile::open(Arc::new(volume), INO, disk.file.clone(), true);
         let content = opened.and_then(|file| read_all(&file));

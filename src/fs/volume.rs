@@ -325,7 +325,12 @@ impl Found {
             unclean: recovered.unclean,
         };
         let (epoch, unclean) = (page.epoch, page.unclean.clone());
-        Ok((Some(Journal::start(files, page)?), epoch, unclean))
+        let descriptors = process::descriptor_limit() as usize / 5;
+        Ok((
+            Some(Journal::start(files, page, descriptors)?),
+            epoch,
+            unclean,
+        ))
     }
 
     /// On a backing that cannot be written: fine if nothing waits to be.
