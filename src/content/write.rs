@@ -183,10 +183,16 @@ impl EncryptedFile {
         }
         let journal = self.volume.journal.as_ref();
         let journal = journal.ok_or(ContentError::Backing(crate::backing::Errno::ROFS))?;
+        if state.pending.is_empty() {
+            state.pending_since = std::time::Instant::now();
+            // Before there is a record: a checkpoint of the journal with the record has
+            // to know of this file, and waits for it.
+            let me = self.me.upgrade().expect("a method of self is running");
+            journal.register(self.ino, me);
+        }
         let file = identity.header.file;
         let first = journal.append_blocks(self.ino, file, &state.backing, &blocks)?;
         state.last_record = first + blocks.len() as u64 - 1;
-        let was_empty = state.pending.is_empty();
         for (block, record) in blocks.into_iter().zip(first..) {
             let pending = Pending {
                 entry: block.entry,
@@ -194,11 +200,6 @@ impl EncryptedFile {
                 record,
             };
             state.pending.insert(block.index, pending);
-        }
-        if was_empty {
-            state.pending_since = std::time::Instant::now();
-            let me = self.me.upgrade().expect("a method of self is running");
-            journal.register(self.ino, me);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ mod common;
 
 mod acl;
 mod attributes;
+mod concurrent;
 mod dirs;
 mod files;
 mod links;
