@@ -38,15 +38,13 @@ use crate::format::meta::Entry;
 use crate::types::FileId;
 
 use super::file::EncryptedFile;
+use super::segment::{Segment, Touched};
 use super::{ContentError, Result};
 
 /// Length at which a journal file is checkpointed.
 const SOFT: u64 = 32 << 20;
 /// Length at which writers wait for the checkpoint.
 const HARD: u64 = 96 << 20;
-/// Zeros written ahead of the records, so that a flush of the journal changes
-/// neither its length nor its allocation.
-const AHEAD: u64 = 1 << 20;
 /// Files with records in one journal at which writers wait for the checkpoint, which
 /// flushes each of them, however many descriptors there are.
 const MOST_FILES: usize = 2048;
@@ -63,28 +61,6 @@ pub struct BlockRecord {
     pub entry: Entry,
     /// What to store.
     pub ciphertext: Box<[u8]>,
-}
-
-/// A file that has records in a journal.
-struct Touched {
-    backing: Arc<dyn BackingFile>,
-    /// One more than the last block with a record that is in force; 0 for none.
-    end: u64,
-}
-
-/// One of the two journal files.
-struct Segment {
-    backing: Arc<dyn BackingFile>,
-    generation: u64,
-    /// Where the next record goes.
-    end: u64,
-    /// Bytes from the last page boundary to `end`.
-    tail: Vec<u8>,
-    /// Up to here the file has been written before.
-    written: u64,
-    /// Has records that no flush has covered.
-    dirty: bool,
-    touched: HashMap<u64, Touched>,
 }
 
 struct State {
@@ -135,21 +111,8 @@ impl Journal {
         descriptors: usize,
     ) -> Result<Arc<Self>> {
         let mut page = page;
-        let segment = |backing: Arc<dyn BackingFile>| -> Result<Segment> {
-            let mut segment = Segment {
-                backing,
-                generation: 0,
-                end: PAGE as u64,
-                tail: Vec::new(),
-                written: 0,
-                dirty: false,
-                touched: HashMap::new(),
-            };
-            segment.prepare(AHEAD)?;
-            Ok(segment)
-        };
         let [a, b] = files;
-        let mut segments = [segment(a)?, segment(b)?];
+        let mut segments = [Segment::on(a)?, Segment::on(b)?];
         // The epoch is open from here on, whichever page a crash leaves.
         page.generation = fresh_generation();
         segments[0].write_page(&page)?;
@@ -466,8 +429,7 @@ impl Journal {
         let mut state = self.state.lock();
         let next = &mut state.segments[1 - old];
         next.generation = page.generation;
-        next.end = PAGE as u64;
-        next.tail.clear();
+        next.rewind();
         state.active = 1 - old;
         self.room.notify_all();
         Ok(old)
@@ -562,50 +524,4 @@ impl Journal {
 
 fn fresh_generation() -> u64 {
     u64::from_le_bytes(random::bytes()) | 1
-}
-
-impl Segment {
-    fn write_page(&mut self, page: &JournalPage) -> Result<()> {
-        let bytes = page.encode(sha256);
-        self.backing.write_at(&mut [IoSlice::new(&bytes)], 0)?;
-        self.written = self.written.max(PAGE as u64);
-        Ok(())
-    }
-
-    /// Writes zeros up to `end`, if that was never written.
-    fn prepare(&mut self, end: u64) -> Result<()> {
-        if end <= self.written {
-            return Ok(());
-        }
-        let zeros = vec![0; (end - self.written) as usize];
-        self.backing
-            .write_at(&mut [IoSlice::new(&zeros)], self.written)?;
-        self.written = end;
-        Ok(())
-    }
-
-    /// Appends whole pages, starting with the one the last append ended in, so
-    /// that the host never has to read a page in order to change part of it.
-    fn append(&mut self, records: &[u8]) -> Result<()> {
-        let at = self.end - self.tail.len() as u64;
-        let end = self.end + records.len() as u64;
-        let padded = end.next_multiple_of(PAGE as u64);
-        if padded > self.written {
-            self.prepare(padded + AHEAD)?;
-        }
-        let padding = vec![0; (padded - end) as usize];
-        let mut bufs = [
-            IoSlice::new(&self.tail),
-            IoSlice::new(records),
-            IoSlice::new(&padding),
-        ];
-        self.backing.write_at(&mut bufs, at)?;
-        self.dirty = true;
-        self.tail.extend_from_slice(records);
-        let keep = (end % PAGE as u64) as usize;
-        let drop = self.tail.len() - keep;
-        self.tail.drain(..drop);
-        self.end = end;
-        Ok(())
-    }
 }

@@ -11,6 +11,7 @@ mod read;
 pub mod replay;
 mod resize;
 mod seek;
+mod segment;
 mod settle;
 mod write;
 
