@@ -65,15 +65,18 @@ impl Fs {
         if let Some(mode) = changes.mode {
             dir::chmod(inode.fd()?, mode)?;
         }
-        inode.held_times.set(changes);
-        let times = Timestamps {
-            last_access: timespec(changes.atime),
-            last_modification: timespec(changes.mtime),
-        };
-        if changes.atime.is_some() || changes.mtime.is_some() {
-            self.set_times(&inode, Some(&times), changes.ctime)?;
-        } else if changes.ctime.is_some() {
-            self.set_times(&inode, None, changes.ctime)?;
+        {
+            let _turn = inode.held_times.turn();
+            inode.held_times.set(changes);
+            let times = Timestamps {
+                last_access: timespec(changes.atime),
+                last_modification: timespec(changes.mtime),
+            };
+            if changes.atime.is_some() || changes.mtime.is_some() {
+                self.set_times(&inode, Some(&times), changes.ctime)?;
+            } else if changes.ctime.is_some() {
+                self.set_times(&inode, None, changes.ctime)?;
+            }
         }
         self.attr(&inode).map(|attr| entry(&inode, attr))
     }

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::backing::Errno;
 use crate::backing::dir::Timestamps;
@@ -20,7 +20,11 @@ use super::{Attr, Changes, Fs, FsError, Result, TimeSpec};
 
 /// What the kernel has of a file.
 #[derive(Default)]
-pub(super) struct HeldTimes(Mutex<Held>);
+pub(super) struct HeldTimes {
+    held: Mutex<Held>,
+    /// Held while the backing file's times are set.
+    setting: Mutex<()>,
+}
 
 #[derive(Default)]
 struct Held {
@@ -33,23 +37,29 @@ struct Held {
 }
 
 /// A change of a file's content that is under way.
-pub(super) struct Running<'a>(&'a HeldTimes);
+pub(super) struct Running<'a>(&'a Mutex<Held>);
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().running -= 1;
+        self.0.lock().running -= 1;
     }
 }
 
 impl HeldTimes {
     /// Notes what the kernel is told of a new file.
     pub(super) fn expect(&self, attr: &Attr) {
-        self.0.lock().times = Some((attr.mtime, attr.ctime));
+        self.held.lock().times = Some((attr.mtime, attr.ctime));
+    }
+
+    /// The turn to set the backing file's times. A file may be closed while newer ones
+    /// are set, and what is put back then must not outlive those.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.setting.lock()
     }
 
     /// Notes what the kernel is about to set.
     pub(super) fn set(&self, changes: &Changes) {
-        let mut held = self.0.lock();
+        let mut held = self.held.lock();
         match (changes.mtime, changes.ctime, held.times) {
             (Some(SetTime::At(mtime)), Some(ctime), _) => {
                 held.times = Some((mtime, ctime));
@@ -66,7 +76,7 @@ impl HeldTimes {
 
     /// The times, if the backing file's may be others.
     fn take_moved(&self) -> Option<(TimeSpec, TimeSpec)> {
-        let mut held = self.0.lock();
+        let mut held = self.held.lock();
         let moved = held.moved;
         held.moved = held.running > 0;
         held.times.filter(|_| moved)
@@ -84,18 +94,19 @@ impl Fs {
         if !self.times_are_kept.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let mut held = inode.held_times.0.lock();
+        let mut held = inode.held_times.held.lock();
         if held.times.is_none() {
             let attr = self.attr(inode)?;
             held.times = Some((attr.mtime, attr.ctime));
         }
         held.moved = true;
         held.running += 1;
-        Ok(Some(Running(&inode.held_times)))
+        Ok(Some(Running(&inode.held_times.held)))
     }
 
     /// Gives the backing file the times that the kernel has.
     pub(super) fn restore_times(&self, inode: &Inode) {
+        let _turn = inode.held_times.turn();
         let Some((mtime, ctime)) = inode.held_times.take_moved() else {
             return;
         };

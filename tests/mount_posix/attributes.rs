@@ -123,6 +123,38 @@ fn writing_moves_mtime_and_ctime_and_a_remount_does_not() {
     );
 }
 
+/// The kernel closes a file a little after the program, and may set times meanwhile.
+#[test]
+fn times_set_while_a_file_is_closed_stay() {
+    let mut mount = Mount::simple();
+    let path = |mount: &Mount, i: u64| mount.join(format!("{i}"));
+    let work = |mount: &Mount, numbers: std::ops::Range<u64>| {
+        for i in numbers {
+            fs::write(path(mount, i), noise(i, 9000)).unwrap();
+            let file = OpenOptions::new().append(true).open(path(mount, i));
+            file.unwrap().write_all_at(b"more", 9000).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (mount, work) = (&mount, &work);
+            scope.spawn(move || work(mount, 1000 * thread..1000 * (thread + 1)));
+        }
+    });
+    let seen = |mount: &Mount| -> Vec<_> {
+        let of = |i| {
+            let m = fs::metadata(path(mount, i)).unwrap();
+            (i, m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec())
+        };
+        (0..4000).map(of).collect()
+    };
+    let before = seen(&mount);
+    mount.remount();
+    let wrong = seen(&mount).into_iter().zip(before);
+    let wrong: Vec<_> = wrong.filter(|(after, before)| after != before).collect();
+    assert!(wrong.is_empty(), "after and before: {wrong:?}");
+}
+
 /// The kernel has its own times of files whose writes it caches, and does not always
 /// hand them down: what it shows must be what is kept.
 #[test]
