@@ -88,7 +88,8 @@ pub struct Journal {
     checkpointing: Mutex<()>,
     room: Condvar,
     work: Condvar,
-    /// Files with pending blocks, kept open until those are in place.
+    /// Files with pending blocks, kept open until those are in place. May be locked
+    /// while `state` is, never the reverse.
     pending: Mutex<HashMap<u64, Arc<EncryptedFile>>>,
     /// Files with records in one journal at which writers wait for its checkpoint,
     /// because it keeps them open. It begins at half of them.
@@ -148,12 +149,15 @@ impl Journal {
 
     /// Records new contents of `blocks` of one file; gives the first record's
     /// number, the others follow. They are not durable before [`Self::flush`].
+    /// If the file had none pending, it is `opened`, and kept open until they are in
+    /// place.
     pub(super) fn append_blocks(
         &self,
         ino: u64,
         file: FileId,
         backing: &Arc<dyn BackingFile>,
         blocks: &[BlockRecord],
+        opened: Option<Arc<EncryptedFile>>,
     ) -> Result<u64> {
         let mut state = self.state.lock();
         let first = state.sequence;
@@ -172,6 +176,10 @@ impl Journal {
             record.encode(&block.ciphertext, &mut out);
         }
         state.segments[active].append(&out)?;
+        // In one step with the record: who finds that has to find the file.
+        if let Some(opened) = opened {
+            self.pending.lock().insert(ino, opened);
+        }
         let touched = state.segments[active].touched.entry(ino);
         let touched = touched.or_insert_with(|| Touched {
             backing: backing.clone(),
@@ -277,11 +285,6 @@ impl Journal {
         Ok(())
     }
 
-    /// Keeps a file with pending blocks open until they are in place.
-    pub(super) fn register(&self, ino: u64, file: Arc<EncryptedFile>) {
-        self.pending.lock().insert(ino, file);
-    }
-
     /// Remembers whether a file has freed blocks that no sync has covered.
     pub(super) fn note_freed(&self, ino: u64, freed: bool) {
         let mut files = self.freed.lock();
@@ -351,7 +354,7 @@ impl Journal {
         for (ino, file) in files {
             file.apply(newest);
             if !file.state.read().pending.is_empty() {
-                self.register(ino, file);
+                self.pending.lock().insert(ino, file);
             }
         }
         Ok(newest)

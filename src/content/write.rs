@@ -183,15 +183,13 @@ impl EncryptedFile {
         }
         let journal = self.volume.journal.as_ref();
         let journal = journal.ok_or(ContentError::Backing(crate::backing::Errno::ROFS))?;
+        let mut opened = None;
         if state.pending.is_empty() {
             state.pending_since = std::time::Instant::now();
-            // Before there is a record: a checkpoint of the journal with the record has
-            // to know of this file, and waits for it.
-            let me = self.me.upgrade().expect("a method of self is running");
-            journal.register(self.ino, me);
+            opened = Some(self.me.upgrade().expect("a method of self is running"));
         }
         let file = identity.header.file;
-        let first = journal.append_blocks(self.ino, file, &state.backing, &blocks)?;
+        let first = journal.append_blocks(self.ino, file, &state.backing, &blocks, opened)?;
         state.last_record = first + blocks.len() as u64 - 1;
         for (block, record) in blocks.into_iter().zip(first..) {
             let pending = Pending {
