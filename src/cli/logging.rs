@@ -50,9 +50,12 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         let text = record.args().to_string();
         let level = level_of(record, &text);
-        if !self.enabled(record.metadata()) || level > log::max_level() {
+        if level > log::max_level() {
             return;
         }
         // A log that cannot be written to is no reason to fail.

@@ -65,20 +65,23 @@ impl Fs {
         if let Some(mode) = changes.mode {
             dir::chmod(inode.fd()?, mode)?;
         }
-        {
-            let _turn = inode.held_times.turn();
-            inode.held_times.set(changes);
-            let times = Timestamps {
-                last_access: timespec(changes.atime),
-                last_modification: timespec(changes.mtime),
-            };
-            if changes.atime.is_some() || changes.mtime.is_some() {
-                self.set_times(&inode, Some(&times), changes.ctime)?;
-            } else if changes.ctime.is_some() {
-                self.set_times(&inode, None, changes.ctime)?;
-            }
-        }
+        self.change_times_of(&inode, changes)?;
         self.attr(&inode).map(|attr| entry(&inode, attr))
+    }
+
+    fn change_times_of(&self, inode: &Inode, changes: &Changes) -> Result<()> {
+        let _turn = inode.held_times.turn();
+        inode.held_times.set(changes);
+        let times = Timestamps {
+            last_access: timespec(changes.atime),
+            last_modification: timespec(changes.mtime),
+        };
+        if changes.atime.is_some() || changes.mtime.is_some() {
+            self.set_times(inode, Some(&times), changes.ctime)?;
+        } else if changes.ctime.is_some() {
+            self.set_times(inode, None, changes.ctime)?;
+        }
+        Ok(())
     }
 
     /// Sets times, and what to show as the change time that this makes.

@@ -123,6 +123,10 @@ const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
 /// Whether the kernel does as [`drop_caches`] asks: for root, and not in a container. If
 /// not, it is said that something of the current test did not run.
 pub fn can_drop_caches() -> bool {
+    if !is_root() {
+        skip("only root may drop caches");
+        return false;
+    }
     let can = fs::OpenOptions::new().write(true).open(DROP_CACHES).is_ok();
     if !can {
         say_skipped("may not drop caches");
