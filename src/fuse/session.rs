@@ -152,7 +152,11 @@ impl Session {
                 }
             })
         };
-        let served = self.session.run().map_err(SessionError::Connection);
+        let served = match self.session.run() {
+            // It ended while one of its last requests was being read (fs/fuse/dev.c).
+            Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            served => served.map_err(SessionError::Connection),
+        };
         ended.store(true, Ordering::Release);
         if let Some(journal) = &self.mounted.fs.volume().journal {
             journal.wake();

@@ -149,7 +149,8 @@ fn umount_of_a_busy_mount_says_so_and_lazy_detaches() {
     );
     drop(file);
     let status = wait_for(&mut child, PATIENCE).expect("ends with its last user");
-    assert_eq!(status.code(), Some(0));
+    let log = fs::read_to_string(volume.root().join("log")).unwrap();
+    assert_eq!(status.code(), Some(0), "{log}");
     let mount = Mount::of(volume, Options::default());
     assert_eq!(
         fs::read(mount.join("f")).unwrap(),
