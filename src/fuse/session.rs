@@ -154,7 +154,7 @@ impl Session {
         };
         let served = match self.session.run() {
             // It ended while one of its last requests was being read (fs/fuse/dev.c).
-            Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
             served => served.map_err(SessionError::Connection),
         };
         ended.store(true, Ordering::Release);
