@@ -118,6 +118,15 @@ pub(super) fn seal_of(entry: &Entry) -> Seal {
 }
 
 impl EncryptedFile {
+    /// The file of inode `ino`, which was made just now and has no data.
+    pub fn empty(
+        volume: Arc<VolumeContext>,
+        ino: u64,
+        backing: Arc<dyn BackingFile>,
+    ) -> Result<Arc<Self>> {
+        Self::open_with(volume, ino, backing, true, 0, &[])
+    }
+
     /// Opens the file of inode `ino`. If it has data, this gets its data key,
     /// and may wait for the key provider.
     ///
@@ -259,6 +268,27 @@ impl EncryptedFile {
             return Ok(());
         }
         self.adopt(NewIdentity::get(&self.volume)?);
+        Ok(())
+    }
+
+    /// Gets a new file ready for its first write, where its key is local: making
+    /// one takes as long as the whole rest of that write. To be called when nobody
+    /// waits for the caller.
+    ///
+    /// # Errors
+    /// Those of the key provider.
+    pub fn expect_write(&self) -> Result<()> {
+        if !self.volume.keys.is_local() || self.state.read().identity.is_some() {
+            return Ok(());
+        }
+        let identity = Arc::new(Identity::create(&self.volume)?);
+        let mut state = self.state.write();
+        // Keys may have been taken away meanwhile.
+        if state.identity.is_none() && state.withheld.is_none() {
+            self.cipher(&identity, 0)?;
+            self.lease.begin(identity.obtained);
+            state.identity = Some(identity);
+        }
         Ok(())
     }
 
