@@ -118,15 +118,6 @@ pub(super) fn seal_of(entry: &Entry) -> Seal {
 }
 
 impl EncryptedFile {
-    /// The file of inode `ino`, which was made just now and has no data.
-    pub fn empty(
-        volume: Arc<VolumeContext>,
-        ino: u64,
-        backing: Arc<dyn BackingFile>,
-    ) -> Result<Arc<Self>> {
-        Self::open_with(volume, ino, backing, true, 0, &[])
-    }
-
     /// Opens the file of inode `ino`. If it has data, this gets its data key,
     /// and may wait for the key provider.
     ///
@@ -139,8 +130,9 @@ impl EncryptedFile {
         writable: bool,
     ) -> Result<Arc<Self>> {
         let backing_len = backing.len()?;
-        let mut head = vec![0; volume.layout().head_size()];
+        let mut head = Vec::new();
         if backing_len > 0 {
+            head.resize(volume.layout().head_size(), 0);
             backing.read_at(&mut [IoSliceMut::new(&mut head)], 0)?;
         }
         Self::open_with(volume, ino, backing, writable, backing_len, &head)
@@ -268,27 +260,6 @@ impl EncryptedFile {
             return Ok(());
         }
         self.adopt(NewIdentity::get(&self.volume)?);
-        Ok(())
-    }
-
-    /// Gets a new file ready for its first write, where its key is local: making
-    /// one takes as long as the whole rest of that write. To be called when nobody
-    /// waits for the caller.
-    ///
-    /// # Errors
-    /// Those of the key provider.
-    pub fn expect_write(&self) -> Result<()> {
-        if !self.volume.keys.is_local() || self.state.read().identity.is_some() {
-            return Ok(());
-        }
-        let identity = Arc::new(Identity::create(&self.volume)?);
-        let mut state = self.state.write();
-        // Keys may have been taken away meanwhile.
-        if state.identity.is_none() && state.withheld.is_none() {
-            self.cipher(&identity, 0)?;
-            self.lease.begin(identity.obtained);
-            state.identity = Some(identity);
-        }
         Ok(())
     }
 

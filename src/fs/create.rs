@@ -57,13 +57,8 @@ impl Fs {
         let open = || -> Result<u64> {
             let file = self.files.get_or_open(inode.host_ino, || {
                 inode.offered.store(true, Ordering::Release);
-                let (volume, ino) = (self.volume.clone(), inode.host_ino);
                 let backing = inode.reference.content(fd);
-                match is_new {
-                    // Nobody else gets at it before the kernel has the reply.
-                    true => EncryptedFile::empty(volume, ino, backing),
-                    false => EncryptedFile::open(volume, ino, backing, true),
-                }
+                EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
             })?;
             file.adopt(identity);
             self.volume.refuse_if_locked()?;

@@ -309,18 +309,6 @@ impl Fs {
         Ok(self.handles.get(handle)?.file.ensure_key()?)
     }
 
-    /// Gets a file that was just created ready for its first write. To be called
-    /// when nobody waits for the caller.
-    pub fn expect_write(&self, handle: u64) {
-        // It may have been closed, and a failure meets the write as well.
-        if let Ok(handle) = self.handles.get(handle)
-            && handle.write
-            && let Err(error) = handle.file.expect_write()
-        {
-            log::debug!("inode {}: no key ahead: {error}", handle.inode.host_ino);
-        }
-    }
-
     /// Reads from an open file: see [`EncryptedFile::read`].
     ///
     /// # Errors

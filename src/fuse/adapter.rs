@@ -275,22 +275,18 @@ impl Filesystem for Adapter {
         let options = open_options(OpenFlags(flags));
         let create =
             move |fs: &Arc<Fs>, name: &[u8]| fs.create(parent.0, name, new, exclusive, options);
-        let fs = self.served.fs.clone();
         let finish = move |result| {
             answer!("create", parent, result, reply, |(entry, handle): (
                 Entry,
                 u64
-            )| {
-                reply.created(
+            )| reply
+                .created(
                     &TTL,
                     &attr(&entry.attr),
                     Generation(entry.generation),
                     FileHandle(handle),
                     FopenFlags::FOPEN_KEEP_CACHE,
-                );
-                // While the kernel brings the reply to the program.
-                fs.expect_write(handle);
-            });
+                ));
         };
         let again = || {
             let name = name.to_owned();
