@@ -215,7 +215,9 @@ fn punching_frees_space() {
     .unwrap();
     file.sync_all().unwrap();
     let after = fs::metadata(mount.join("f")).unwrap().blocks();
-    assert!(after < before / 2, "{before} blocks before, {after} after");
+    // Of 512 bytes. What is there before is the host's choice: xfs allocates more.
+    let freed = before.saturating_sub(after);
+    assert!(freed > 11 << 10, "{before} blocks before, {after} after");
 }
 
 #[test]
