@@ -32,10 +32,6 @@ pub struct LocalProvider {
     uri: String,
     /// As wrapped keys name it.
     identity: KeyUri,
-    /// The same as text.
-    key_uri: String,
-    /// What ties a wrapped key to this one, but for the version.
-    binding: String,
     name: String,
     uuid: KeyUuid,
     clock: Arc<dyn Clock>,
@@ -76,12 +72,9 @@ impl LocalProvider {
             uuid: Some(document.uuid),
             ..uri.clone()
         };
-        let identity = KeyUri::Local(resolved.identity());
         Ok(Self {
             uri: resolved.to_string(),
-            key_uri: identity.to_string(),
-            binding: format!("&kmsfs:local-key={}&kmsfs:version=", document.uuid),
-            identity,
+            identity: KeyUri::Local(resolved.identity()),
             name: uri.name.clone(),
             uuid: document.uuid,
             next_look: AtomicU64::new(millis(clock.now() + BELIEVED)),
@@ -181,7 +174,7 @@ impl LocalProvider {
             newest_first.filter(|version| version.state == State::Enabled)
         };
         let newest = enabled().next().ok_or_else(|| KeyError::Disabled {
-            key: self.key_uri.clone(),
+            key: self.identity.to_string(),
             detail: "all its versions are disabled".into(),
         })?;
         let usable = enabled().find_map(|version| {
@@ -192,7 +185,7 @@ impl LocalProvider {
         if number != newest.number && !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "key {} was protected anew; version {} is used until the volume is mounted again",
-                self.key_uri,
+                self.identity,
                 number
             );
         }
@@ -204,7 +197,7 @@ impl LocalProvider {
         let state = self.current();
         let document = state.document.as_ref().map_err(Clone::clone)?;
         document.require_enabled()?;
-        let key = || self.key_uri.clone();
+        let key = || self.identity.to_string();
         let known = text
             .parse()
             .ok()
@@ -226,14 +219,15 @@ impl LocalProvider {
 
     fn aad(&self, context: &KeyContext, version: u32) -> Vec<u8> {
         let mut aad = context.aad();
-        aad.extend_from_slice(self.binding.as_bytes());
-        aad.extend_from_slice(version.to_string().as_bytes());
+        aad.extend_from_slice(
+            format!("&kmsfs:local-key={}&kmsfs:version={version}", self.uuid).as_bytes(),
+        );
         aad
     }
 
     fn rejected(&self, detail: &str) -> KeyError {
         KeyError::Rejected {
-            key: self.key_uri.clone(),
+            key: self.identity.to_string(),
             detail: detail.into(),
         }
     }
@@ -265,7 +259,7 @@ impl KeyProvider for LocalProvider {
     fn wrap(&self, context: &KeyContext, key: &DataKey) -> Result<WrappedKey, KeyError> {
         let (version, secret) = self.newest()?;
         Ok(WrappedKey {
-            key_uri: self.key_uri.clone(),
+            key_uri: self.identity.to_string(),
             key_version: version.to_string(),
             algorithm: String::new(),
             iv: Vec::new(),
@@ -277,7 +271,7 @@ impl KeyProvider for LocalProvider {
         if !self.recognises(wrapped) {
             return Err(KeyError::NotFound {
                 key: wrapped.key_uri.clone(),
-                detail: format!("this is key {}", self.key_uri),
+                detail: format!("this is key {}", self.identity),
             });
         }
         let (version, secret) = self.version(&wrapped.key_version)?;
