@@ -36,10 +36,10 @@ const USERS: [(&str, &[&str]); 28] = [
     ("clap", &["cli"]),
     ("crc32fast", &["format"]),
     ("cryptoki", &["keys"]),
-    ("fuser", &["fuse"]),
     // Also a module of aws_lc_rs.
     ("hmac", &["crypto", "keys"]),
     ("hkdf", &["crypto"]),
+    ("io_uring", &["sys"]),
     ("libc", &["backing", "sys"]),
     ("lru", &["keys", "fs"]),
     ("p12_keystore", &["keys"]),

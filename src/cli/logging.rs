@@ -54,7 +54,7 @@ impl Log for Logger {
             return;
         }
         let text = record.args().to_string();
-        let level = level_of(record, &text);
+        let level = record.level();
         if level > log::max_level() {
             return;
         }
@@ -77,40 +77,11 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// How important `record` is, which says `text`.
-fn level_of(record: &Record<'_>, text: &str) -> Level {
-    // The answer to an interruption came after the request was over: nothing is wrong.
-    let is_late = record.target() == "fuser::reply" && text.ends_with("(os error 2)");
-    if is_late {
-        Level::Debug
-    } else {
-        record.level()
-    }
-}
-
 fn severity(level: Level) -> u8 {
     match level {
         Level::Error => 3,
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn late_answers_are_no_errors() {
-        let level = |target, error: i32| {
-            let error = std::io::Error::from_raw_os_error(error);
-            let text = format!("Failed to send FUSE reply: {error}");
-            let record = Record::builder().level(Level::Error).target(target).build();
-            level_of(&record, &text)
-        };
-        assert_eq!(level("fuser::reply", libc::ENOENT), Level::Debug);
-        assert_eq!(level("fuser::reply", libc::EINVAL), Level::Error);
-        assert_eq!(level("kmsfs::fs", libc::ENOENT), Level::Error);
     }
 }

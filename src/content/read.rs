@@ -36,6 +36,23 @@ impl EncryptedFile {
     /// `BadBlock` if any block does not authenticate: part of a read would look
     /// like the end of the file.
     pub fn read(&self, offset: u64, len: usize, buffer: &mut ReadBuffer) -> Result<Range<usize>> {
+        self.read_to(offset, len, |needed| buffer.get(needed))
+    }
+
+    /// The same into `room`, which has to have two blocks more than `len`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_into(&self, offset: u64, len: usize, room: &mut [u8]) -> Result<Range<usize>> {
+        self.read_to(offset, len, |needed| &mut room[..needed])
+    }
+
+    fn read_to<'b>(
+        &self,
+        offset: u64,
+        len: usize,
+        room: impl FnOnce(usize) -> &'b mut [u8],
+    ) -> Result<Range<usize>> {
         let state = self.usable_for_read()?;
         let end = offset.saturating_add(len as u64).min(state.size);
         if offset >= end {
@@ -44,7 +61,7 @@ impl EncryptedFile {
         let layout = self.layout();
         let block = layout.block_size();
         let (first, last) = (layout.block_of(offset), layout.block_of(end - 1));
-        let out = buffer.get((last - first + 1) as usize * block);
+        let out = room((last - first + 1) as usize * block);
         self.read_blocks(&state, first, out)?;
         let start = (offset - first * block as u64) as usize;
         Ok(start..start + (end - offset) as usize)

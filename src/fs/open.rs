@@ -323,6 +323,21 @@ impl Fs {
         Ok(self.handles.get(handle)?.file.read(offset, len, buffer)?)
     }
 
+    /// The same: see [`EncryptedFile::read_into`].
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_into(
+        &self,
+        handle: u64,
+        offset: u64,
+        len: usize,
+        room: &mut [u8],
+    ) -> Result<Range<usize>> {
+        let handle = self.handles.get(handle)?;
+        Ok(handle.file.read_into(offset, len, room)?)
+    }
+
     /// Writes to an open file.
     ///
     /// # Errors

@@ -1,40 +1,21 @@
-//! fuser's trait on [`Fs`]: every method unpacks, calls, and replies.
+//! The operations on [`Fs`]: every method calls, and replies.
 
-use std::cell::RefCell;
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
-
+use crate::backing::Errno;
 use crate::content::ContentError;
-use crate::fs::{Changes, Entry, Fs, FsError, ReadBuffer, WriteKind};
+use crate::fs::{Changes, Entry, Fs, FsError, NewNode, ReadBuffer, WriteKind};
 use crate::keys::KeyError;
 use crate::keys::audit::caller;
 
-use super::connection;
-use super::convert::{
-    TTL, attr, attr_ttl, changer, libc_o, new_node, no_entry, open_options, reply_entry,
-    reply_xattr,
-};
+use super::convert::{TTL, open_flag, open_options, reply_attr, reply_entry};
 use super::errno::{errno, is_remarkable};
 use super::listing;
 use super::notices::Notices;
-use super::time;
+use super::protocol::{FOPEN_KEEP_CACHE, Message};
+use super::reply::Reply;
+use super::request::Request;
 use super::waiting::Served;
-
-thread_local! {
-    /// Where reads of this thread are decrypted.
-    static READ: RefCell<ReadBuffer> = RefCell::default();
-}
 
 pub(super) struct Adapter {
     pub(super) served: Served,
@@ -53,188 +34,124 @@ macro_rules! answer {
     ($operation:literal, $ino:expr, $result:expr, $reply:ident, $ok:expr) => {
         match $result {
             Ok(value) => $ok(value),
-            Err(error) => $reply.error(failed($operation, $ino.0, &error)),
+            Err(error) => $reply.error(failed($operation, $ino, &error)),
         }
     };
 }
 
-impl Filesystem for Adapter {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        if connection::configure(config) {
-            self.served.fs.kernel_keeps_times();
-        }
-        Ok(())
-    }
+/// Has the audit trail name who asks.
+fn name_caller(req: &Request<'_>) {
+    caller::set(req.pid, req.uid);
+}
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.served.fs.lookup(parent.0, name.as_bytes()) {
+impl Adapter {
+    pub(super) fn lookup(&self, req: &Request<'_>, name: &[u8], reply: Reply) {
+        match self.served.fs.lookup(req.ino, name) {
             Ok(entry) => reply_entry(reply, &entry),
-            Err(FsError::NotFound) => reply.entry(&TTL, &no_entry(), Generation(0)),
-            Err(FsError::Reserved) => reply.error(Errno::ENOENT),
-            Err(error) => reply.error(failed("lookup", parent.0, &error)),
+            Err(FsError::NotFound) => reply.message(&Message::with_capacity(128).no_entry(TTL)),
+            Err(FsError::Reserved) => reply.error(Errno::NOENT),
+            Err(error) => reply.error(failed("lookup", req.ino, &error)),
         }
-    }
-
-    fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
-        self.served.fs.forget(ino.0, lookups);
     }
 
     /// With a handle it is the kernel that wants to know, before it puts a write
     /// into its cache: the one moment at which a program can still be told that
     /// there is no key. `fstat(2)` has no handle here.
-    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        caller::set(req.pid(), req.uid());
+    pub(super) fn getattr(&self, req: &Request<'_>, handle: Option<u64>, reply: Reply) {
+        name_caller(req);
+        let ino = req.ino;
         let work = move |fs: &Arc<Fs>| {
-            let usable = fh.map_or(Ok(()), |fh| fs.ensure_key(fh.0));
-            usable.and_then(|()| fs.getattr(ino.0))
+            let usable = handle.map_or(Ok(()), |handle| fs.ensure_key(handle));
+            usable.and_then(|()| fs.getattr(ino))
         };
         let finish = move |result| {
-            answer!("getattr", ino, result, reply, |e: Entry| reply
-                .attr(&attr_ttl(&e), &attr(&e.attr)));
+            answer!("getattr", ino, result, reply, |e: Entry| reply_attr(
+                reply, &e
+            ));
         };
         self.served.serve(work, || work, finish);
     }
 
-    fn setattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        caller::set(req.pid(), req.uid());
-        let changes = Changes {
-            mode,
-            uid,
-            gid,
-            size,
-            atime: atime.map(time::from_fuser),
-            mtime: mtime.map(time::from_fuser),
-            ctime: ctime.map(time::from_system),
+    pub(super) fn setattr(&self, req: &Request<'_>, changes: Changes, reply: Reply) {
+        name_caller(req);
+        let (ino, by) = (req.ino, req.changer());
+        let work = move |fs: &Arc<Fs>| fs.setattr(ino, &changes, by);
+        let finish = move |result| {
+            answer!("setattr", ino, result, reply, |e: Entry| reply_attr(
+                reply, &e
+            ));
         };
-        let by = changer(req);
-        let work = move |fs: &Arc<Fs>| fs.setattr(ino.0, &changes, by);
-        self.served.serve(
-            work,
-            || work,
-            move |result| {
-                answer!("setattr", ino, result, reply, |e: Entry| reply
-                    .attr(&attr_ttl(&e), &attr(&e.attr)));
-            },
-        );
+        self.served.serve(work, || work, finish);
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let result = self.served.fs.readlink(ino.0);
-        answer!("readlink", ino, result, reply, |target: Vec<u8>| {
+    pub(super) fn readlink(&self, req: &Request<'_>, reply: Reply) {
+        let result = self.served.fs.readlink(req.ino);
+        answer!("readlink", req.ino, result, reply, |target: Vec<u8>| {
             reply.data(&target)
         });
     }
 
-    fn mknod(
+    pub(super) fn mknod(
         &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
+        req: &Request<'_>,
+        name: &[u8],
+        new: NewNode,
         rdev: u32,
-        reply: ReplyEntry,
+        reply: Reply,
     ) {
-        let new = new_node(req, mode, umask);
-        let result = self.served.fs.mknod(parent.0, name.as_bytes(), new, rdev);
-        answer!("mknod", parent, result, reply, |e| reply_entry(reply, &e));
+        let result = self.served.fs.mknod(req.ino, name, new, rdev);
+        answer!("mknod", req.ino, result, reply, |e| reply_entry(reply, &e));
     }
 
-    fn mkdir(
+    pub(super) fn mkdir(&self, req: &Request<'_>, name: &[u8], new: NewNode, reply: Reply) {
+        let result = self.served.fs.mkdir(req.ino, name, new);
+        answer!("mkdir", req.ino, result, reply, |e| reply_entry(reply, &e));
+    }
+
+    pub(super) fn unlink(&self, req: &Request<'_>, name: &[u8], reply: Reply) {
+        let result = self.served.fs.unlink(req.ino, name);
+        answer!("unlink", req.ino, result, reply, |()| reply.ok());
+    }
+
+    pub(super) fn rmdir(&self, req: &Request<'_>, name: &[u8], reply: Reply) {
+        let result = self.served.fs.rmdir(req.ino, name);
+        answer!("rmdir", req.ino, result, reply, |()| reply.ok());
+    }
+
+    pub(super) fn symlink(&self, req: &Request<'_>, name: &[u8], target: &[u8], reply: Reply) {
+        let new = req.new_node(0o777, 0);
+        let result = self.served.fs.symlink(req.ino, name, target, new);
+        answer!("symlink", req.ino, result, reply, |e| reply_entry(
+            reply, &e
+        ));
+    }
+
+    pub(super) fn rename(
         &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        reply: ReplyEntry,
+        req: &Request<'_>,
+        name: &[u8],
+        to: u64,
+        new_name: &[u8],
+        flags: u32,
+        reply: Reply,
     ) {
-        let new = new_node(req, mode, umask);
-        let result = self.served.fs.mkdir(parent.0, name.as_bytes(), new);
-        answer!("mkdir", parent, result, reply, |e| reply_entry(reply, &e));
+        let result = self.served.fs.rename(req.ino, name, to, new_name, flags);
+        answer!("rename", req.ino, result, reply, |()| reply.ok());
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.served.fs.unlink(parent.0, name.as_bytes());
-        answer!("unlink", parent, result, reply, |()| reply.ok());
-    }
-
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.served.fs.rmdir(parent.0, name.as_bytes());
-        answer!("rmdir", parent, result, reply, |()| reply.ok());
-    }
-
-    fn symlink(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
-    ) {
-        let target = target.as_os_str().as_bytes();
-        let new = new_node(req, 0o777, 0);
-        let result = self
-            .served
-            .fs
-            .symlink(parent.0, name.as_bytes(), target, new);
-        answer!("symlink", parent, result, reply, |e| reply_entry(reply, &e));
-    }
-
-    fn rename(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        let (name, newname) = (name.as_bytes(), newname.as_bytes());
-        let result = self
-            .served
-            .fs
-            .rename(parent.0, name, newparent.0, newname, flags.bits());
-        answer!("rename", parent, result, reply, |()| reply.ok());
-    }
-
-    fn link(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        newparent: INodeNo,
-        newname: &OsStr,
-        reply: ReplyEntry,
-    ) {
-        let result = self.served.fs.link(ino.0, newparent.0, newname.as_bytes());
+    /// The request's own inode is the directory of the new name.
+    pub(super) fn link(&self, req: &Request<'_>, ino: u64, name: &[u8], reply: Reply) {
+        let result = self.served.fs.link(ino, req.ino, name);
         answer!("link", ino, result, reply, |e| reply_entry(reply, &e));
     }
 
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        caller::set(req.pid(), req.uid());
-        let options = open_options(flags);
+    pub(super) fn open(&self, req: &Request<'_>, flags: u32, reply: Reply) {
+        name_caller(req);
+        let (ino, options) = (req.ino, open_options(flags));
         let notices = self.notices.clone();
         let offer = {
             let notices = notices.clone();
-            let cached = flags.0 & libc_o::DIRECT == 0;
+            let cached = flags & open_flag::DIRECT == 0;
             move |content: &[u8]| {
                 if cached {
                     notices.store(ino, content);
@@ -243,295 +160,208 @@ impl Filesystem for Adapter {
         };
         let work = {
             let offer = offer.clone();
-            move |fs: &Arc<Fs>| fs.open(ino.0, options, offer)
+            move |fs: &Arc<Fs>| fs.open(ino, options, offer)
         };
-        let again = || move |fs: &Arc<Fs>| fs.open(ino.0, options, offer);
+        let again = || move |fs: &Arc<Fs>| fs.open(ino, options, offer);
         let finish = move |result| {
             if let Err(FsError::Content(ContentError::Key(error))) = &result
                 && (error.is_refusal() || matches!(error, KeyError::Locked))
             {
                 // What the kernel still has of it, no one may see any more.
-                notices.drop_pages(ino.0);
+                notices.drop_pages(ino);
             }
-            answer!("open", ino, result, reply, |handle| reply
-                .opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE));
+            answer!("open", ino, result, reply, |handle| {
+                reply.message(&Message::with_capacity(16).opened(handle, FOPEN_KEEP_CACHE))
+            });
         };
         self.served.serve(work, again, finish);
     }
 
-    fn create(
+    pub(super) fn create(
         &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
+        req: &Request<'_>,
+        name: &[u8],
+        flags: u32,
+        new: NewNode,
+        reply: Reply,
     ) {
-        caller::set(req.pid(), req.uid());
-        let new = new_node(req, mode, umask);
-        let exclusive = flags & libc_o::EXCL != 0;
-        let options = open_options(OpenFlags(flags));
+        name_caller(req);
+        let (parent, options) = (req.ino, open_options(flags));
+        let exclusive = flags & open_flag::EXCL != 0;
         let create =
-            move |fs: &Arc<Fs>, name: &[u8]| fs.create(parent.0, name, new, exclusive, options);
+            move |fs: &Arc<Fs>, name: &[u8]| fs.create(parent, name, new, exclusive, options);
         let finish = move |result| {
             answer!("create", parent, result, reply, |(entry, handle): (
                 Entry,
                 u64
-            )| reply
-                .created(
-                    &TTL,
-                    &attr(&entry.attr),
-                    Generation(entry.generation),
-                    FileHandle(handle),
-                    FopenFlags::FOPEN_KEEP_CACHE,
-                ));
+            )| {
+                let message = Message::with_capacity(144);
+                let message = message.entry(&entry.attr, entry.generation, TTL, TTL);
+                reply.message(&message.opened(handle, FOPEN_KEEP_CACHE));
+            });
         };
         let again = || {
             let name = name.to_owned();
-            move |fs: &Arc<Fs>| create(fs, name.as_bytes())
+            move |fs: &Arc<Fs>| create(fs, &name)
         };
-        self.served
-            .serve(|fs| create(fs, name.as_bytes()), again, finish);
+        self.served.serve(|fs| create(fs, name), again, finish);
     }
 
-    fn read(
+    pub(super) fn read(
         &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
+        req: &Request<'_>,
+        handle: u64,
         offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
+        size: usize,
+        room: &mut [u8],
+        reply: Reply,
     ) {
-        caller::set(req.pid(), req.uid());
-        let size = size as usize;
-        READ.with_borrow_mut(|buffer| {
-            let read = |fs: &Arc<Fs>| fs.read(fh.0, offset, size, buffer);
-            match self.served.at_once(read) {
-                Err(error) if error.would_wait() => self.served.later(move |fs| {
-                    let mut buffer = ReadBuffer::default();
-                    let result = fs.read(fh.0, offset, size, &mut buffer);
-                    answer!("read", ino, result, reply, |range| reply
-                        .data(buffer.slice(range)));
-                }),
-                result => answer!("read", ino, result, reply, |range| reply
-                    .data(buffer.slice(range))),
-            }
-        });
+        name_caller(req);
+        let ino = req.ino;
+        let read = |fs: &Arc<Fs>| fs.read_into(handle, offset, size, room);
+        match self.served.at_once(read) {
+            Err(error) if error.would_wait() => self.served.later(move |fs| {
+                let mut buffer = ReadBuffer::default();
+                let result = fs.read(handle, offset, size, &mut buffer);
+                answer!("read", ino, result, reply, |range| reply
+                    .data(buffer.slice(range)));
+            }),
+            result => answer!("read", ino, result, reply, |range| reply
+                .placed(room, range)),
+        }
     }
 
-    fn write(
+    pub(super) fn write(
         &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
+        req: &Request<'_>,
+        handle: u64,
         offset: u64,
         data: &[u8],
-        write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
+        kind: WriteKind,
+        reply: Reply,
     ) {
-        let kind = WriteKind {
-            accepted_before: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-            by: match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-                true => changer(req),
-                false => None,
-            },
-        };
-        caller::set(req.pid(), req.uid());
-        let len = data.len() as u32;
+        name_caller(req);
+        let (ino, len) = (req.ino, data.len() as u32);
         let again = || {
             let data = data.to_owned();
-            move |fs: &Arc<Fs>| fs.write(fh.0, offset, &data, kind)
+            move |fs: &Arc<Fs>| fs.write(handle, offset, &data, kind)
         };
-        let work = |fs: &Arc<Fs>| fs.write(fh.0, offset, data, kind);
+        let work = |fs: &Arc<Fs>| fs.write(handle, offset, data, kind);
         self.served.serve(work, again, move |result| {
-            answer!("write", ino, result, reply, |()| reply.written(len));
+            answer!("write", ino, result, reply, |()| {
+                reply.message(&Message::with_capacity(8).u32(len).u32(0))
+            });
         });
     }
 
-    /// Not implemented, which the kernel remembers: it writes back dirty pages
-    /// at close and reports their errors by itself.
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.served.fs.release(fh.0);
+    pub(super) fn release(&self, handle: u64, reply: Reply) {
+        self.served.fs.release(handle);
         reply.ok();
     }
 
-    fn fsync(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        let result = self.served.fs.fsync(fh.0, datasync);
+    pub(super) fn fsync(&self, req: &Request<'_>, handle: u64, data_only: bool, reply: Reply) {
+        let result = self.served.fs.fsync(handle, data_only);
         if let Ok(true) = result {
-            self.notices.attributes_changed(ino);
+            self.notices.attributes_changed(req.ino);
         }
-        answer!("fsync", ino, result, reply, |_| reply.ok());
+        answer!("fsync", req.ino, result, reply, |_| reply.ok());
     }
 
-    /// Not implemented, which the kernel remembers: it then lists directories
-    /// without opening them, and caches what it is told.
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
+    pub(super) fn fsyncdir(&self, req: &Request<'_>, data_only: bool, reply: Reply) {
+        let result = self.served.fs.fsyncdir(req.ino, data_only);
+        answer!("fsyncdir", req.ino, result, reply, |()| reply.ok());
     }
 
-    fn readdir(
+    pub(super) fn readdir(
         &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
+        req: &Request<'_>,
         offset: u64,
-        mut reply: ReplyDirectory,
+        size: usize,
+        plus: bool,
+        reply: Reply,
     ) {
-        let result = listing::fill(&self.served.fs, ino.0, offset, &mut reply);
-        answer!("readdir", ino, result, reply, |()| reply.ok());
+        let list = match plus {
+            true => listing::list_plus,
+            false => listing::list,
+        };
+        let result = list(&self.served.fs, req.ino, offset, size);
+        answer!("readdir", req.ino, result, reply, |list| reply
+            .message(&list));
     }
 
-    fn readdirplus(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        let result = listing::fill_plus(&self.served.fs, ino.0, offset, &mut reply);
-        answer!("readdirplus", ino, result, reply, |()| reply.ok());
-    }
-
-    fn fsyncdir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        let result = self.served.fs.fsyncdir(ino.0, datasync);
-        answer!("fsyncdir", ino, result, reply, |()| reply.ok());
-    }
-
-    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    pub(super) fn statfs(&self, req: &Request<'_>, reply: Reply) {
         let result = self.served.fs.statfs();
         answer!(
             "statfs",
-            ino,
+            req.ino,
             result,
             reply,
-            |s: crate::backing::dir::StatFs| reply.statfs(
-                s.f_blocks,
-                s.f_bfree,
-                s.f_bavail,
-                s.f_files,
-                s.f_ffree,
-                s.f_bsize as u32,
-                255,
-                s.f_frsize as u32,
-            )
+            |s: crate::backing::dir::StatFs| {
+                let message = Message::with_capacity(80)
+                    .u64(s.f_blocks)
+                    .u64(s.f_bfree)
+                    .u64(s.f_bavail)
+                    .u64(s.f_files)
+                    .u64(s.f_ffree)
+                    .u32(s.f_bsize as u32)
+                    .u32(255)
+                    .u32(s.f_frsize as u32);
+                reply.message(&message.zeros(28));
+            }
         );
     }
 
-    fn setxattr(
+    pub(super) fn setxattr(
         &self,
-        req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
+        req: &Request<'_>,
+        name: &[u8],
         value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
+        flags: u32,
+        reply: Reply,
     ) {
-        let result =
-            self.served
-                .fs
-                .setxattr(ino.0, name.as_bytes(), value, flags as u32, changer(req));
-        answer!("setxattr", ino, result, reply, |()| reply.ok());
+        let fs = &self.served.fs;
+        let result = fs.setxattr(req.ino, name, value, flags, req.changer());
+        answer!("setxattr", req.ino, result, reply, |()| reply.ok());
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let result = self.served.fs.getxattr(ino.0, name.as_bytes());
-        answer!("getxattr", ino, result, reply, |value: Vec<u8>| {
-            reply_xattr(reply, &value, size)
+    pub(super) fn getxattr(&self, req: &Request<'_>, name: &[u8], size: u32, reply: Reply) {
+        let result = self.served.fs.getxattr(req.ino, name);
+        answer!("getxattr", req.ino, result, reply, |value: Vec<u8>| {
+            reply.value(&value, size)
         });
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let result = self.served.fs.listxattr(ino.0);
-        answer!("listxattr", ino, result, reply, |names: Vec<Vec<u8>>| {
+    pub(super) fn listxattr(&self, req: &Request<'_>, size: u32, reply: Reply) {
+        let result = self.served.fs.listxattr(req.ino);
+        answer!("listxattr", req.ino, result, reply, |names: Vec<
+            Vec<u8>,
+        >| {
             let mut list = Vec::new();
             for name in names {
                 list.extend_from_slice(&name);
                 list.push(0);
             }
-            reply_xattr(reply, &list, size);
+            reply.value(&list, size);
         });
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let result = self.served.fs.removexattr(ino.0, name.as_bytes());
-        answer!("removexattr", ino, result, reply, |()| reply.ok());
+    pub(super) fn removexattr(&self, req: &Request<'_>, name: &[u8], reply: Reply) {
+        let result = self.served.fs.removexattr(req.ino, name);
+        answer!("removexattr", req.ino, result, reply, |()| reply.ok());
     }
 
-    /// The kernel checks permissions itself (`default_permissions`).
-    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn ioctl(
+    pub(super) fn fallocate(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(Errno::ENOTTY);
-    }
-
-    fn fallocate(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
+        req: &Request<'_>,
+        handle: u64,
         offset: u64,
         length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
+        mode: u32,
+        reply: Reply,
     ) {
-        caller::set(req.pid(), req.uid());
-        let by = changer(req);
-        let work = move |fs: &Arc<Fs>| fs.fallocate(fh.0, mode as u32, offset, length, by);
+        name_caller(req);
+        let (ino, by) = (req.ino, req.changer());
+        let work = move |fs: &Arc<Fs>| fs.fallocate(handle, mode, offset, length, by);
         self.served.serve(
             work,
             || work,
@@ -541,55 +371,35 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn lseek(
+    pub(super) fn lseek(
         &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
+        req: &Request<'_>,
+        handle: u64,
+        offset: u64,
+        whence: u32,
+        reply: Reply,
     ) {
-        const SEEK_DATA: i32 = 3;
-        const SEEK_HOLE: i32 = 4;
+        const SEEK_DATA: u32 = 3;
+        const SEEK_HOLE: u32 = 4;
         let hole = match whence {
             SEEK_DATA => false,
             SEEK_HOLE => true,
-            _ => return reply.error(Errno::EINVAL),
+            _ => return reply.error(Errno::INVAL),
         };
-        let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(Errno::ENXIO);
-        };
-        let fs = self.served.fs.clone();
-        let answer = move || match fs.seek(fh.0, offset, hole) {
-            Ok(at) => reply.offset(at as i64),
-            Err(error) => reply.error(failed("lseek", ino.0, &error)),
+        if i64::try_from(offset).is_err() {
+            return reply.error(Errno::NXIO);
+        }
+        let (ino, fs) = (req.ino, self.served.fs.clone());
+        let answer = move || match fs.seek(handle, offset, hole) {
+            Ok(at) => reply.message(&Message::with_capacity(8).u64(at)),
+            Err(error) => reply.error(failed("lseek", ino, &error)),
         };
         // The kernel does not write its dirty pages back before it asks, and
         // they would look like holes.
-        if self.served.fs.has_writers(fh.0).unwrap_or(false) {
-            self.notices.write_back(ino.0, offset, answer);
+        if self.served.fs.has_writers(handle).unwrap_or(false) {
+            self.notices.write_back(ino, offset, answer);
         } else {
             answer();
         }
-    }
-
-    /// Not implemented, which the kernel remembers: it then copies in its own page
-    /// cache, where the source often is, and writes the copy back as any other
-    /// write. Here it would be decrypted and encrypted within one request.
-    fn copy_file_range(
-        &self,
-        _req: &Request,
-        _ino_in: INodeNo,
-        _fh_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
-        _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        reply.error(Errno::ENOSYS);
     }
 }

@@ -1,8 +1,6 @@
 //! Which errno a program sees. `docs/SEMANTICS.md` has the same table.
 
-use fuser::Errno;
-
-use crate::backing::Errno as HostErrno;
+use crate::backing::Errno;
 use crate::content::ContentError;
 use crate::format::FormatError;
 use crate::fs::FsError;
@@ -11,53 +9,49 @@ use crate::keys::KeyError;
 /// The errno of an error.
 pub fn errno(error: &FsError) -> Errno {
     match error {
-        FsError::Host(errno) => host(*errno),
+        FsError::Host(errno) => *errno,
         FsError::Content(error) => content(error),
-        FsError::NotFound => Errno::ENOENT,
-        FsError::NotEmpty => Errno::ENOTEMPTY,
-        FsError::NameTooLong => Errno::ENAMETOOLONG,
-        FsError::Reserved => Errno::EPERM,
-        FsError::Stale => Errno::ESTALE,
-        FsError::NoDirectoryId | FsError::BadMetadata => Errno::EIO,
-        FsError::Unsupported => Errno::EOPNOTSUPP,
-        FsError::Invalid => Errno::EINVAL,
-        FsError::NoData => Errno::ENXIO,
+        FsError::NotFound => Errno::NOENT,
+        FsError::NotEmpty => Errno::NOTEMPTY,
+        FsError::NameTooLong => Errno::NAMETOOLONG,
+        FsError::Reserved => Errno::PERM,
+        FsError::Stale => Errno::STALE,
+        FsError::NoDirectoryId | FsError::BadMetadata => Errno::IO,
+        FsError::Unsupported => Errno::OPNOTSUPP,
+        FsError::Invalid => Errno::INVAL,
+        FsError::NoData => Errno::NXIO,
     }
-}
-
-fn host(errno: HostErrno) -> Errno {
-    Errno::from_i32(errno.raw_os_error())
 }
 
 fn content(error: &ContentError) -> Errno {
     match error {
-        ContentError::Backing(errno) => host(*errno),
+        ContentError::Backing(errno) => *errno,
         ContentError::Format(error) => format(error),
         ContentError::WrongVolume
         | ContentError::WrongKey
         | ContentError::NoHeader
-        | ContentError::BadBlock(_) => Errno::EIO,
+        | ContentError::BadBlock(_) => Errno::IO,
         ContentError::Key(error) => key(error),
-        ContentError::TooLarge => Errno::EFBIG,
+        ContentError::TooLarge => Errno::FBIG,
     }
 }
 
 fn format(error: &FormatError) -> Errno {
     match error {
-        FormatError::TooNew { .. } | FormatError::UnknownSuite(_) => Errno::EOPNOTSUPP,
-        FormatError::BadHeader | FormatError::HeaderFull { .. } => Errno::EIO,
+        FormatError::TooNew { .. } | FormatError::UnknownSuite(_) => Errno::OPNOTSUPP,
+        FormatError::BadHeader | FormatError::HeaderFull { .. } => Errno::IO,
     }
 }
 
 fn key(error: &KeyError) -> Errno {
     match error {
-        KeyError::NotFound { .. } | KeyError::Locked => host(HostErrno::NOKEY),
-        KeyError::Disabled { .. } => host(HostErrno::KEYREVOKED),
-        KeyError::Expired { .. } => host(HostErrno::KEYEXPIRED),
-        KeyError::Denied { .. } | KeyError::Configuration { .. } => Errno::EACCES,
-        KeyError::Rejected { .. } | KeyError::Malformed { .. } => Errno::EIO,
+        KeyError::NotFound { .. } | KeyError::Locked => Errno::NOKEY,
+        KeyError::Disabled { .. } => Errno::KEYREVOKED,
+        KeyError::Expired { .. } => Errno::KEYEXPIRED,
+        KeyError::Denied { .. } | KeyError::Configuration { .. } => Errno::ACCESS,
+        KeyError::Rejected { .. } | KeyError::Malformed { .. } => Errno::IO,
         KeyError::Throttled { .. } | KeyError::Unavailable { .. } | KeyError::WouldWait => {
-            Errno::ETIMEDOUT
+            Errno::TIMEDOUT
         }
     }
 }
@@ -77,7 +71,7 @@ pub(super) fn is_remarkable(error: &FsError) -> bool {
         | FsError::NoDirectoryId
         | FsError::BadMetadata => true,
         FsError::Host(errno) | FsError::Content(ContentError::Backing(errno)) => {
-            *errno == HostErrno::IO
+            *errno == Errno::IO
         }
         _ => false,
     }
@@ -159,22 +153,22 @@ mod tests {
         ]
     }
 
-    const NAMES: [(&str, HostErrno); 15] = [
-        ("EACCES", HostErrno::ACCESS),
-        ("EFBIG", HostErrno::FBIG),
-        ("EINVAL", HostErrno::INVAL),
-        ("EIO", HostErrno::IO),
-        ("EKEYEXPIRED", HostErrno::KEYEXPIRED),
-        ("EKEYREVOKED", HostErrno::KEYREVOKED),
-        ("ENAMETOOLONG", HostErrno::NAMETOOLONG),
-        ("ENOENT", HostErrno::NOENT),
-        ("ENOKEY", HostErrno::NOKEY),
-        ("ENOTEMPTY", HostErrno::NOTEMPTY),
-        ("ENXIO", HostErrno::NXIO),
-        ("EOPNOTSUPP", HostErrno::OPNOTSUPP),
-        ("EPERM", HostErrno::PERM),
-        ("ESTALE", HostErrno::STALE),
-        ("ETIMEDOUT", HostErrno::TIMEDOUT),
+    const NAMES: [(&str, Errno); 15] = [
+        ("EACCES", Errno::ACCESS),
+        ("EFBIG", Errno::FBIG),
+        ("EINVAL", Errno::INVAL),
+        ("EIO", Errno::IO),
+        ("EKEYEXPIRED", Errno::KEYEXPIRED),
+        ("EKEYREVOKED", Errno::KEYREVOKED),
+        ("ENAMETOOLONG", Errno::NAMETOOLONG),
+        ("ENOENT", Errno::NOENT),
+        ("ENOKEY", Errno::NOKEY),
+        ("ENOTEMPTY", Errno::NOTEMPTY),
+        ("ENXIO", Errno::NXIO),
+        ("EOPNOTSUPP", Errno::OPNOTSUPP),
+        ("EPERM", Errno::PERM),
+        ("ESTALE", Errno::STALE),
+        ("ETIMEDOUT", Errno::TIMEDOUT),
     ];
 
     #[test]
@@ -189,7 +183,7 @@ mod tests {
             })
             .collect();
         for (name, error) in &all() {
-            let number = errno(error).code();
+            let number = errno(error).raw_os_error();
             let errno = NAMES.iter().find(|(_, e)| e.raw_os_error() == number);
             let row = (*name, errno.expect("a documented errno").0);
             assert!(documented.contains(&row), "{row:?} is not documented");

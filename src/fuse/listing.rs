@@ -1,54 +1,47 @@
-//! Filling replies with a directory's entries.
+//! A directory's entries as the kernel takes them.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use crate::fs::{FileKind, Fs, Result};
 
-use fuser::{FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use super::convert::listed_ttl;
+use super::protocol::{ENTRY_OUT, Message, dirent_len};
 
-use crate::fs::{Fs, Result};
-
-use super::convert::{TTL, attr, kind, listed_ttl, no_entry};
-
-/// Adds entries from `offset` on until the reply is full.
-pub(super) fn fill(fs: &Fs, ino: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<()> {
+/// Entries from `offset` on, at most `size` bytes of them.
+pub(super) fn list(fs: &Fs, ino: u64, offset: u64, size: usize) -> Result<Message> {
+    let mut message = Message::with_capacity(size);
     fs.readdir(ino, offset, |entry| {
-        let known = entry.kind.map_or(FileType::RegularFile, kind);
-        let name = OsStr::from_bytes(&entry.name);
-        !reply.add(INodeNo(entry.ino), entry.next, known, name)
-    })
+        if message.0.len() + dirent_len(&entry.name) > size {
+            return false;
+        }
+        let kind = entry.kind.unwrap_or(FileKind::Regular);
+        let before = std::mem::take(&mut message);
+        message = before.dirent(entry.ino, entry.next, kind, &entry.name);
+        true
+    })?;
+    Ok(message)
 }
 
 /// The same with the entries' attributes; each counts as a lookup.
-pub(super) fn fill_plus(
-    fs: &Fs,
-    ino: u64,
-    offset: u64,
-    reply: &mut ReplyDirectoryPlus,
-) -> Result<()> {
+pub(super) fn list_plus(fs: &Fs, ino: u64, offset: u64, size: usize) -> Result<Message> {
+    let mut message = Message::with_capacity(size);
     fs.readdir(ino, offset, |listed| {
-        let name = OsStr::from_bytes(&listed.name);
+        if message.0.len() + ENTRY_OUT + dirent_len(&listed.name) > size {
+            return false;
+        }
         if matches!(listed.name.as_slice(), b"." | b"..") {
             // Not a lookup: the kernel takes only number and kind of these.
-            let mut dot = no_entry();
-            dot.ino = INodeNo(listed.ino);
-            dot.kind = FileType::Directory;
-            return !reply.add(dot.ino, listed.next, name, &TTL, &dot, Generation(0));
+            let before = std::mem::take(&mut message).zeros(ENTRY_OUT);
+            message = before.dirent(listed.ino, listed.next, FileKind::Directory, &listed.name);
+            return true;
         }
         // Gone since it was listed, or not to be had.
         let Ok(entry) = fs.look_up_listed(ino, listed) else {
             return true;
         };
-        let full = reply.add(
-            INodeNo(entry.attr.ino),
-            listed.next,
-            name,
-            &listed_ttl(&entry),
-            &attr(&entry.attr),
-            Generation(entry.generation),
-        );
-        if full {
-            fs.forget(entry.attr.ino, 1);
-        }
-        !full
-    })
+        let (attr, keep) = (&entry.attr, listed_ttl(&entry));
+        message = std::mem::take(&mut message)
+            .entry(attr, entry.generation, keep, keep)
+            .dirent(attr.ino, listed.next, attr.kind, &listed.name);
+        true
+    })?;
+    Ok(message)
 }

@@ -3,12 +3,17 @@
 mod adapter;
 mod connection;
 mod convert;
+mod device;
+mod dispatch;
 mod errno;
 mod listing;
 mod notices;
 pub mod options;
+mod protocol;
+mod reply;
+mod request;
+mod rings;
 pub mod session;
-mod time;
 mod waiting;
 
 pub use errno::errno;

@@ -2,11 +2,15 @@
 //! kernel to send requests back, which a thread that serves requests could not
 //! answer.
 
-use std::sync::OnceLock;
+use std::io::{self, IoSlice};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use fuser::{INodeNo, Notifier};
+use crate::sys::fuse_device::FuseDevice;
+
+use super::protocol::{Message, NOTIFY_INVAL_INODE, NOTIFY_STORE};
+use super::reply::header;
 
 type Then = Box<dyn FnOnce() + Send>;
 
@@ -19,20 +23,19 @@ struct Notice {
 /// The way to the kernel, and to the thread that sends notices.
 #[derive(Default)]
 pub(super) struct Notices {
-    direct: OnceLock<Notifier>,
+    direct: OnceLock<Arc<FuseDevice>>,
     thread: OnceLock<Sender<Notice>>,
 }
 
 impl Notices {
     /// Starts the thread; it ends with the last reference to this.
-    pub(super) fn start(&self, notifier: Notifier) {
+    pub(super) fn start(&self, device: Arc<FuseDevice>) {
         let (sender, receiver) = channel::<Notice>();
-        let _ = self.direct.set(notifier.clone());
+        let _ = self.direct.set(device.clone());
         let run = move || {
             for notice in receiver {
-                let ino = INodeNo(notice.ino);
                 // Not known any more: then there is nothing to write back.
-                let _ = notifier.inval_inode(ino, notice.offset, 0);
+                let _ = invalidate(&device, notice.ino, notice.offset);
                 (notice.then)();
             }
         };
@@ -46,19 +49,19 @@ impl Notices {
 
     /// Makes the kernel ask for an inode's attributes when it next needs them.
     /// This one notice waits for nothing, so any thread may send it.
-    pub(super) fn attributes_changed(&self, ino: INodeNo) {
-        if let Some(notifier) = self.direct.get() {
-            let _ = notifier.inval_inode(ino, -1, 0);
+    pub(super) fn attributes_changed(&self, ino: u64) {
+        if let Some(device) = self.direct.get() {
+            let _ = invalidate(device, ino, -1);
         }
     }
 
     /// Puts a file's whole content into the kernel's page cache. Only for a file
     /// that nobody has open: this waits for the pages, and whoever is reading one
     /// may be waiting for the thread that called this.
-    pub(super) fn store(&self, ino: INodeNo, content: &[u8]) {
-        if let Some(notifier) = self.direct.get() {
+    pub(super) fn store(&self, ino: u64, content: &[u8]) {
+        if let Some(device) = self.direct.get() {
             // Without it the kernel reads the file.
-            let _ = notifier.store(ino, 0, content);
+            let _ = store(device, ino, content);
         }
     }
 
@@ -79,8 +82,8 @@ impl Notices {
 
     /// The same, and waits for it. Not for a thread that serves requests.
     pub(super) fn drop_pages_now(&self, ino: u64) {
-        if let Some(notifier) = self.direct.get() {
-            let _ = notifier.inval_inode(INodeNo(ino), 0, 0);
+        if let Some(device) = self.direct.get() {
+            let _ = invalidate(device, ino, 0);
         }
     }
 
@@ -94,4 +97,29 @@ impl Notices {
             None => (notice.then)(),
         }
     }
+}
+
+/// Has the kernel write back and drop what it holds of a file's content from
+/// `offset` on, and its attributes; those alone if `offset` is negative.
+fn invalidate(device: &FuseDevice, ino: u64, offset: i64) -> io::Result<()> {
+    let to_the_end = 0;
+    let message = Message::with_capacity(24).u64(ino).u64(offset as u64);
+    send(device, NOTIFY_INVAL_INODE, &message.u64(to_the_end), &[])
+}
+
+/// Puts `content` where a file begins.
+fn store(device: &FuseDevice, ino: u64, content: &[u8]) -> io::Result<()> {
+    let message = Message::with_capacity(24).u64(ino).u64(0);
+    let message = message.u32(content.len() as u32).u32(0);
+    send(device, NOTIFY_STORE, &message, content)
+}
+
+/// A notice is a reply to no request, with its number where an error would be.
+fn send(device: &FuseDevice, number: i32, message: &Message, content: &[u8]) -> io::Result<()> {
+    let header = header(0, -number, message.0.len() + content.len());
+    device.send(&[
+        IoSlice::new(&header),
+        IoSlice::new(&message.0),
+        IoSlice::new(content),
+    ])
 }

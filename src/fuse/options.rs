@@ -21,6 +21,8 @@ pub struct MountOptions {
     pub dirsync: bool,
     /// Users other than the one who mounts may use the mount.
     pub allow_other: bool,
+    /// Requests may come over `io_uring`, where the kernel can.
+    pub io_uring: bool,
     /// What `mount` and `df` show as the source; the backing directory if none.
     pub source: Option<String>,
 }
@@ -38,6 +40,7 @@ impl Default for MountOptions {
             sync: false,
             dirsync: false,
             allow_other: false,
+            io_uring: true,
             source: None,
         }
     }
@@ -73,6 +76,8 @@ impl MountOptions {
             "async" => self.sync = false,
             "dirsync" => self.dirsync = true,
             "allow_other" => self.allow_other = true,
+            "io_uring" => self.io_uring = true,
+            "no_io_uring" => self.io_uring = false,
             // Always on: the kernel checks permissions.
             "default_permissions" => {}
             // For mount(8) and fstab, not for us.
@@ -96,10 +101,10 @@ mod tests {
     #[test]
     fn options_as_users_write_them() {
         let mut options = MountOptions::default();
-        let list = "ro,allow_other,suid,nodev,noexec,noatime,,x-systemd.automount,fsname=vault";
+        let list = "ro,allow_other,suid,nodev,noexec,noatime,,no_io_uring,x-systemd.automount,fsname=vault";
         options.parse(list).unwrap();
         assert!(options.read_only && options.allow_other && options.suid && options.noatime);
-        assert!(!options.dev && !options.exec);
+        assert!(!options.dev && !options.exec && !options.io_uring);
         assert_eq!(options.source.as_deref(), Some("vault"));
         assert_eq!(options.parse("rw,bogus"), Err("bogus".into()));
         assert!(!options.read_only);

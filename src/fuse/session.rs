@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, SessionACL};
-
 use crate::fs::{KeyKeeper, LeaseTerms, Mounted, OpenError};
+use crate::sys::fuse_device::FuseDevice;
+use crate::sys::fuse_ring::Offered;
 use crate::sys::mount::{self, FuseMount};
 
-use super::MountOptions;
 use super::adapter::Adapter;
 use super::notices::Notices;
+use super::rings::Rings;
 use super::waiting::{Served, Waiting};
+use super::{MountOptions, connection, device};
 
 /// How often the cache and the journal are looked after.
 const TICK: Duration = Duration::from_secs(1);
@@ -42,7 +43,10 @@ pub enum SessionError {
 /// A mounted filesystem that is ready to serve.
 pub struct Session {
     mounted: Arc<Mounted>,
-    session: fuser::Session<Adapter>,
+    device: Arc<FuseDevice>,
+    adapter: Arc<Adapter>,
+    /// Where requests come from then; else from the device.
+    rings: Option<Rings>,
     mountpoint: PathBuf,
     keeper: Arc<KeyKeeper>,
 }
@@ -80,10 +84,33 @@ impl Session {
             flags,
             allow_other: options.allow_other,
         };
+        // The kernel says what it offers when it mounts, and looks again at the reply.
+        let offered = match options.io_uring {
+            true => Offered::new(),
+            false => None,
+        };
         let fd = request.mount().map_err(|error| SessionError::Mount {
             path: mountpoint.to_owned(),
             error,
         })?;
+        let device = Arc::new(FuseDevice::new(fd));
+        let mut rings = None;
+        let agreed = connection::agree(&device, || {
+            if options.io_uring {
+                rings = Rings::new(&device)
+                    .inspect_err(|error| log::info!("no io_uring: {error}"))
+                    .ok();
+            }
+            rings.is_some()
+        })
+        .inspect_err(|_| {
+            let _ = mount::unmount(mountpoint, true);
+        })
+        .map_err(SessionError::Connection)?;
+        drop(offered);
+        if agreed.caches_writes() {
+            mounted.fs.kernel_keeps_times();
+        }
         let mounted = Arc::new(mounted);
         let notices = Arc::new(Notices::default());
         let keys = &mounted.keys;
@@ -91,24 +118,20 @@ impl Session {
             fs: mounted.fs.clone(),
             waiting: (!keys.is_local()).then(|| Waiting::new(keys.deadline())),
         };
-        let adapter = Adapter {
+        notices.start(device.clone());
+        let adapter = Arc::new(Adapter {
             served,
             notices: notices.clone(),
-        };
-        // The kernel knows who may use the mount; fuser need not check again.
-        let session = fuser::Session::from_fd(adapter, fd, SessionACL::All, threads())
-            .inspect_err(|_| {
-                let _ = mount::unmount(mountpoint, true);
-            })
-            .map_err(SessionError::Connection)?;
-        notices.start(session.notifier());
+        });
         let drop_pages = Box::new(move |ino| notices.drop_pages_now(ino));
         let (fs, keys) = (mounted.fs.clone(), mounted.keys.clone());
         let keeper = KeyKeeper::new(fs, keys, terms, drop_pages);
         mount::tune(mountpoint);
         Ok(Self {
             mounted,
-            session,
+            device,
+            adapter,
+            rings: rings.filter(|_| agreed.over_io_uring()),
             mountpoint: mountpoint.to_owned(),
             keeper,
         })
@@ -152,11 +175,7 @@ impl Session {
                 }
             })
         };
-        let served = match self.session.run() {
-            // It ended while one of its last requests was being read (fs/fuse/dev.c).
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
-            served => served.map_err(SessionError::Connection),
-        };
+        let served = serve(&self.device, &self.adapter, self.rings);
         ended.store(true, Ordering::Release);
         if let Some(journal) = &self.mounted.fs.volume().journal {
             journal.wake();
@@ -170,10 +189,36 @@ impl Session {
     }
 }
 
-fn threads() -> Config {
+/// Serves until the filesystem is unmounted.
+fn serve(
+    device: &Arc<FuseDevice>,
+    adapter: &Arc<Adapter>,
+    rings: Option<Rings>,
+) -> Result<(), SessionError> {
     let cores = thread::available_parallelism().map_or(2, |n| n.get());
-    let mut config = Config::default();
-    config.n_threads = Some((2 * cores).clamp(4, 16));
-    config.clone_fd = true;
-    config
+    let mut threads = Vec::new();
+    // With rings only what nobody waits for comes from the device.
+    let readers = match &rings {
+        Some(_) => 1,
+        None => (2 * cores).clamp(4, 16),
+    };
+    for i in 0..readers {
+        let adapter = adapter.clone();
+        let device = match i {
+            0 => device.clone(),
+            _ => device.another().map_or_else(|_| device.clone(), Arc::new),
+        };
+        let thread = thread::Builder::new().name(format!("kmsfs-fuse-{i}"));
+        let thread = thread.spawn(move || device::serve(device, &adapter));
+        threads.push(thread.map_err(SessionError::Connection)?);
+    }
+    if let Some(rings) = rings {
+        let more = rings.start(device, adapter);
+        threads.extend(more.map_err(SessionError::Connection)?);
+    }
+    let ends = threads.into_iter().map(|thread| match thread.join() {
+        Ok(end) => end.map_err(SessionError::Connection),
+        Err(_) => Err(SessionError::Connection(io::ErrorKind::Other.into())),
+    });
+    ends.fold(Ok(()), Result::and)
 }

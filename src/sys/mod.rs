@@ -9,6 +9,8 @@ pub mod creds;
 pub mod daemon;
 pub mod durable;
 pub mod fd;
+pub mod fuse_device;
+pub mod fuse_ring;
 pub mod mount;
 pub mod process;
 pub mod secret;

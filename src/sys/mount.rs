@@ -13,6 +13,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
+use super::fuse_device::FuseDevice;
+
 /// What to mount.
 #[derive(Clone, Debug)]
 pub struct FuseMount {
@@ -42,8 +44,7 @@ impl FuseMount {
     }
 
     fn mount_as_root(&self) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let fuse = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
+        let fuse = FuseDevice::open()?;
         let mut data = format!(
             "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions",
             fuse.as_raw_fd()

@@ -3,9 +3,11 @@
 //! With `KMSFS_TEST_DIR=/some/dir` a [`Mount`] is a fresh plain directory under
 //! that one instead of a kmsfs mount: this is how the expectations themselves
 //! are checked against ext4. Tests that need a daemon then skip.
+//! `KMSFS_TEST_OPTIONS=LIST` adds mount options to every mount.
 //! `KMSFS_NO_SKIP=1` turns every skip into a failure.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod filter;
 pub mod load;
 pub mod loopfs;
 pub mod pattern;
@@ -452,7 +454,8 @@ fn mount_options(root: bool, more: &str) -> String {
     } else {
         ""
     };
-    let both: Vec<&str> = [base, more]
+    let all = std::env::var("KMSFS_TEST_OPTIONS").unwrap_or_default();
+    let both: Vec<&str> = [base, &all, more]
         .into_iter()
         .filter(|part| !part.is_empty())
         .collect();

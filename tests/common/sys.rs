@@ -1,6 +1,7 @@
 //! The system calls that std and rustix do not offer safely: other users'
 //! credentials, forked children, asynchronous I/O, file handles, mappings,
-//! directory positions. All `unsafe` of the integration tests lives here.
+//! directory positions. With `filter`, the place of all `unsafe` in
+//! the integration tests.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};

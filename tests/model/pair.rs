@@ -84,7 +84,7 @@ pub(crate) fn names() -> Vec<Vec<u8>> {
 
 /// The error number that a program would see.
 pub(crate) fn code(error: &FsError) -> i32 {
-    errno(error).code()
+    errno(error).raw_os_error()
 }
 
 /// Both succeeded (with what they gave), or both failed alike (`None`).

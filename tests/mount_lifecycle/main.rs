@@ -16,6 +16,7 @@ mod ending;
 mod info;
 mod refused;
 mod serving;
+mod transport;
 
 use std::path::Path;
 use std::process::Output;

@@ -1,0 +1,265 @@
+//! Serving requests that come over `io_uring`: several threads for each
+//! processor, of which each has one buffer for the kernel to put a request into.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use parking_lot::Mutex;
+
+use crate::backing::Errno;
+use crate::sys::fuse_device::FuseDevice;
+use crate::sys::fuse_ring::{Bell, Event, FuseRing, Queue};
+
+use super::adapter::Adapter;
+use super::connection::ROOM;
+use super::device;
+use super::protocol::OUT_HEADER;
+use super::reply::{Reply, Sink, header};
+use super::request::Request;
+
+/// After how many quick requests in a row a thread that had one that takes long is
+/// bound to its queue's processor again: both changes cost more than they give
+/// where requests of both kinds alternate.
+const QUICK: u32 = 8;
+
+/// Rings that the kernel does not know of yet.
+pub(super) struct Rings(Vec<FuseRing>);
+
+impl Rings {
+    /// Some for each processor.
+    ///
+    /// # Errors
+    /// Those of `io_uring_setup(2)`.
+    pub(super) fn new(device: &Arc<FuseDevice>) -> io::Result<Self> {
+        let queues = Queue::all();
+        // A request that waits for the disk keeps its thread.
+        let depth = (8 / queues.len()).clamp(2, 4);
+        let each = |queue| (0..depth).map(move |_| FuseRing::new(device.clone(), queue, ROOM));
+        Ok(Self(
+            queues
+                .into_iter()
+                .flat_map(each)
+                .collect::<io::Result<_>>()?,
+        ))
+    }
+
+    /// Starts their threads. One whose ring the kernel does not take serves what is
+    /// read from the device instead.
+    ///
+    /// # Errors
+    /// Those of starting threads.
+    pub(super) fn start(
+        self,
+        device: &Arc<FuseDevice>,
+        adapter: &Arc<Adapter>,
+    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+        let start = |ring: FuseRing| {
+            let (device, adapter) = (device.clone(), adapter.clone());
+            let name = format!("kmsfs-ring-{}", ring.queue().0);
+            thread::Builder::new().name(name).spawn(move || {
+                let queue = ring.queue();
+                let served = serve(ring, &adapter);
+                queue.bind_thread(false);
+                match served {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        log::warn!("no io_uring for {queue:?}: {error}");
+                        device::serve(device, &adapter)
+                    }
+                }
+            })
+        };
+        self.0.into_iter().map(start).collect()
+    }
+}
+
+/// Answers that were given after their request had been put aside.
+struct Late {
+    slots: Mutex<Vec<usize>>,
+    bell: Bell,
+}
+
+/// Where the answer to the request in a buffer is put.
+pub(super) struct Slot {
+    index: usize,
+    late: Arc<Late>,
+    answer: Mutex<Answer>,
+}
+
+#[derive(Default)]
+struct Answer {
+    unique: u64,
+    stage: Stage,
+    error: i32,
+    data: Vec<u8>,
+    placed: Option<Range<usize>>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    /// The ring's thread is at it.
+    #[default]
+    AtWork,
+    /// The ring's thread has gone on to other requests.
+    PutAside,
+    /// There is an answer.
+    Answered,
+}
+
+impl Slot {
+    pub(super) fn answer(&self, error: i32, data: &[u8]) {
+        self.complete(|answer| {
+            answer.error = error;
+            answer.data.extend_from_slice(data);
+        });
+    }
+
+    /// The answer lies in the buffer already.
+    pub(super) fn placed(&self, part: Range<usize>) {
+        self.complete(|answer| answer.placed = Some(part));
+    }
+
+    fn complete(&self, set: impl FnOnce(&mut Answer)) {
+        let mut answer = self.answer.lock();
+        set(&mut answer);
+        let before = std::mem::replace(&mut answer.stage, Stage::Answered);
+        drop(answer);
+        if before == Stage::PutAside {
+            self.late.slots.lock().push(self.index);
+            self.late.bell.ring();
+        }
+    }
+}
+
+/// One ring, and what is known of its buffers.
+struct Served<'a> {
+    ring: FuseRing,
+    adapter: &'a Adapter,
+    slots: Vec<Arc<Slot>>,
+    late: Arc<Late>,
+    /// The thread runs only where the queue's programs do.
+    bound: bool,
+    /// Quick requests since the last one that takes long.
+    quick: u32,
+}
+
+/// Serves until the filesystem is unmounted.
+fn serve(ring: FuseRing, adapter: &Adapter) -> io::Result<()> {
+    let late = Arc::new(Late {
+        slots: Mutex::default(),
+        bell: ring.bell(),
+    });
+    let mut served = Served {
+        ring,
+        adapter,
+        slots: Vec::new(),
+        late,
+        bound: false,
+        quick: 0,
+    };
+    served.bind(true);
+    served.ring.start()?;
+    served.add_slot();
+    loop {
+        match served.ring.wait()? {
+            Event::Request(index) => served.request(index)?,
+            Event::Bell => {
+                let late = std::mem::take(&mut *served.late.slots.lock());
+                late.into_iter().for_each(|index| served.commit(index));
+            }
+            Event::End(error) => match Errno::from_raw_os_error(error) {
+                Errno::NOTCONN | Errno::CONNABORTED | Errno::CANCELED => return Ok(()),
+                error => return Err(error.into()),
+            },
+        }
+    }
+}
+
+impl Served<'_> {
+    fn add_slot(&mut self) {
+        self.slots.push(Arc::new(Slot {
+            index: self.slots.len(),
+            late: self.late.clone(),
+            answer: Mutex::default(),
+        }));
+    }
+
+    fn request(&mut self, index: usize) -> io::Result<()> {
+        self.choose_processor(index);
+        let slot = self.slots[index].clone();
+        let held = self.ring.held(index);
+        let (header, mut no_room) = (&*held.header, []);
+        // What is read is put where the kernel takes it from; such a request is
+        // nothing but headers.
+        let (rest, room) = match held.len {
+            0 => (&[][..], held.payload),
+            len => (&held.payload[..len], &mut no_room[..]),
+        };
+        let request = Request::from_parts(header, held.operation, rest);
+        let request = request.ok_or(io::ErrorKind::InvalidData)?;
+        *slot.answer.lock() = Answer {
+            unique: request.unique,
+            ..Answer::default()
+        };
+        let reply = Reply::new(request.unique, Sink::Ring(slot.clone()));
+        self.adapter.serve(&request, room, reply);
+        let mut answer = slot.answer.lock();
+        if answer.stage == Stage::Answered {
+            drop(answer);
+            self.commit(index);
+            return Ok(());
+        }
+        answer.stage = Stage::PutAside;
+        drop(answer);
+        self.ring.discard(index);
+        // Another request must be able to come meanwhile: this one may wait for it.
+        // A thread has more than one buffer then, which only matters in that a
+        // request may wait for another one while a thread of the queue is idle.
+        self.add_slot();
+        self.ring.offer_another()
+    }
+
+    fn choose_processor(&mut self, index: usize) {
+        let held = self.ring.held(index);
+        let rest = &held.payload[..held.len];
+        let request = Request::from_parts(held.header, held.operation, rest);
+        if request.is_some_and(|request| request.takes_long()) {
+            self.quick = 0;
+            if self.bound {
+                self.bind(false);
+            }
+        } else if !self.bound {
+            self.quick += 1;
+            if self.quick > QUICK {
+                self.bind(true);
+            }
+        }
+    }
+
+    fn commit(&mut self, index: usize) {
+        let answer = std::mem::take(&mut *self.slots[index].answer.lock());
+        let held = self.ring.held(index);
+        let len = match answer.placed {
+            Some(part) => {
+                let len = part.len();
+                if part.start != 0 {
+                    held.payload.copy_within(part, 0);
+                }
+                len
+            }
+            None => {
+                held.payload[..answer.data.len()].copy_from_slice(&answer.data);
+                answer.data.len()
+            }
+        };
+        held.header[..OUT_HEADER].copy_from_slice(&header(answer.unique, answer.error, len));
+        self.ring.commit(index, len);
+    }
+
+    fn bind(&mut self, here: bool) {
+        self.bound = here;
+        self.ring.queue().bind_thread(here);
+    }
+}
