@@ -109,7 +109,7 @@ impl Adapter {
                 self.lseek(req, handle, offset, whence, reply);
             }
             op::IOCTL => reply.error(Errno::NOTTY),
-            op::DESTROY => reply.ok(),
+            op::DESTROY | op::NOTIFY_REPLY => reply.ok(),
             // The kernel remembers that these are not there, and does without. FLUSH:
             // it writes back dirty pages at close and reports their errors by itself.
             // OPENDIR: it then lists directories without opening them, and caches

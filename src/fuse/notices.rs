@@ -3,13 +3,14 @@
 //! answer.
 
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crate::sys::fuse_device::FuseDevice;
 
-use super::protocol::{Message, NOTIFY_INVAL_INODE, NOTIFY_STORE};
+use super::protocol::{Message, NOTIFY_INVAL_INODE, NOTIFY_RETRIEVE, NOTIFY_STORE};
 use super::reply::header;
 
 type Then = Box<dyn FnOnce() + Send>;
@@ -112,6 +113,22 @@ fn store(device: &FuseDevice, ino: u64, content: &[u8]) -> io::Result<()> {
     let message = Message::with_capacity(24).u64(ino).u64(0);
     let message = message.u32(content.len() as u32).u32(0);
     send(device, NOTIFY_STORE, &message, content)
+}
+
+/// Has the kernel send a request, to the queue of the processor that this thread
+/// runs on: it asks for none of the content of a regular file that the kernel knows.
+pub(super) fn ask_for_request(device: &FuseDevice, ino: u64) -> io::Result<()> {
+    /// Even, as the kernel's own numbers are, and far above them.
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
+    let unique = NEXT.fetch_add(2, Ordering::Relaxed);
+    let message = Message::with_capacity(32).u64(unique).u64(ino);
+    let (offset, size) = (0, 0);
+    send(
+        device,
+        NOTIFY_RETRIEVE,
+        &message.u64(offset).u32(size).u32(0),
+        &[],
+    )
 }
 
 /// A notice is a reply to no request, with its number where an error would be.

@@ -36,6 +36,7 @@ pub(super) mod op {
     pub(crate) const CREATE: u32 = 35;
     pub(crate) const DESTROY: u32 = 38;
     pub(crate) const IOCTL: u32 = 39;
+    pub(crate) const NOTIFY_REPLY: u32 = 41;
     pub(crate) const BATCH_FORGET: u32 = 42;
     pub(crate) const FALLOCATE: u32 = 43;
     pub(crate) const READDIRPLUS: u32 = 44;
@@ -91,6 +92,8 @@ pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 /// The same.
 pub(super) const NOTIFY_STORE: i32 = 4;
+/// The same: the kernel answers with a request.
+pub(super) const NOTIFY_RETRIEVE: i32 = 5;
 
 /// Reads the fields of a structure one after the other. `None` means that it is
 /// shorter than it should be.

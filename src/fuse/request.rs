@@ -76,6 +76,11 @@ impl<'a> Request<'a> {
         (self.uid != 0).then_some(Changer { thread, gid })
     }
 
+    /// Whether its inode is an open file, or one that is being opened.
+    pub(super) fn is_for_file(&self) -> bool {
+        matches!(self.opcode, op::OPEN | op::READ | op::WRITE | op::LSEEK)
+    }
+
     /// Whether it is worth another processor than that of who asks: it waits for
     /// the disk, or brings much to encrypt.
     pub(super) fn takes_long(&self) -> bool {

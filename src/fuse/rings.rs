@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 
 use crate::backing::Errno;
 use crate::sys::fuse_device::FuseDevice;
-use crate::sys::fuse_ring::{Bell, Event, FuseRing, Queue};
+use crate::sys::fuse_ring::{self, Bell, Event, FuseRing, Queue};
 
 use super::adapter::Adapter;
 use super::connection::ROOM;
 use super::device;
+use super::notices;
 use super::protocol::OUT_HEADER;
 use super::reply::{Reply, Sink, header};
 use super::request::Request;
@@ -31,8 +32,13 @@ impl Rings {
     /// Some for each processor.
     ///
     /// # Errors
-    /// Those of `io_uring_setup(2)`.
+    /// Those of `io_uring_setup(2)`; a process that may not run everywhere, as its
+    /// threads have to where programs do.
     pub(super) fn new(device: &Arc<FuseDevice>) -> io::Result<Self> {
+        if !fuse_ring::may_run_everywhere() {
+            let why = "this process may not use every processor";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         let queues = Queue::all();
         // A request that waits for the disk keeps its thread.
         let depth = (8 / queues.len()).clamp(2, 4);
@@ -60,7 +66,7 @@ impl Rings {
             let name = format!("kmsfs-ring-{}", ring.queue().0);
             thread::Builder::new().name(name).spawn(move || {
                 let queue = ring.queue();
-                let served = serve(ring, &adapter);
+                let served = serve(ring, device.clone(), &adapter);
                 queue.bind_thread(false);
                 match served {
                     Ok(()) => Ok(()),
@@ -136,27 +142,32 @@ impl Slot {
 /// One ring, and what is known of its buffers.
 struct Served<'a> {
     ring: FuseRing,
+    device: Arc<FuseDevice>,
     adapter: &'a Adapter,
     slots: Vec<Arc<Slot>>,
     late: Arc<Late>,
     /// The thread runs only where the queue's programs do.
     bound: bool,
+    /// The regular file that was last asked for; none at first.
+    file: u64,
     /// Quick requests since the last one that takes long.
     quick: u32,
 }
 
 /// Serves until the filesystem is unmounted.
-fn serve(ring: FuseRing, adapter: &Adapter) -> io::Result<()> {
+fn serve(ring: FuseRing, device: Arc<FuseDevice>, adapter: &Adapter) -> io::Result<()> {
     let late = Arc::new(Late {
         slots: Mutex::default(),
         bell: ring.bell(),
     });
     let mut served = Served {
         ring,
+        device,
         adapter,
         slots: Vec::new(),
         late,
         bound: false,
+        file: 0,
         quick: 0,
     };
     served.bind(true);
@@ -203,6 +214,9 @@ impl Served<'_> {
             unique: request.unique,
             ..Answer::default()
         };
+        if request.is_for_file() {
+            self.file = request.ino;
+        }
         let reply = Reply::new(request.unique, Sink::Ring(slot.clone()));
         self.adapter.serve(&request, room, reply);
         let mut answer = slot.answer.lock();
@@ -218,7 +232,14 @@ impl Served<'_> {
         // A thread has more than one buffer then, which only matters in that a
         // request may wait for another one while a thread of the queue is idle.
         self.add_slot();
-        self.ring.offer_another()
+        self.ring.offer_another()?;
+        // Requests that came when no buffer was free are only looked for after a
+        // reply (`fuse_uring_commit_fetch`), so there has to be one.
+        self.bind(true);
+        if let Err(error) = notices::ask_for_request(&self.device, self.file) {
+            log::debug!("requests may wait for one that waits: {error}");
+        }
+        Ok(())
     }
 
     fn choose_processor(&mut self, index: usize) {

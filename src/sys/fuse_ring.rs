@@ -72,6 +72,14 @@ impl Queue {
     }
 }
 
+/// Whether this thread may run on every processor that is there.
+pub fn may_run_everywhere() -> bool {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
+    let online = online.ok().and_then(|list| count(&list));
+    let allowed = rustix::thread::sched_getaffinity(None).map(|set| set.count());
+    matches!((online, allowed), (Some(online), Ok(allowed)) if allowed >= u32::from(online))
+}
+
 /// How many numbers a list such as `0-3,8` has.
 fn count(list: &str) -> Option<u16> {
     list.trim().split(',').try_fold(0, |count, range| {
