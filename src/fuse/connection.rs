@@ -15,7 +15,6 @@ pub(super) const ROOM: usize = MAX_WRITE + 2 * (64 << 10);
 
 const MAX_BACKGROUND: u16 = 128;
 const CONGESTION: u16 = 96;
-const PAGE: usize = 4096;
 
 /// The protocol's version that this module speaks.
 const MAJOR: u32 = 7;
@@ -78,7 +77,7 @@ impl Agreed {
 /// # Errors
 /// Those of the device; a kernel that speaks another protocol.
 pub(super) fn agree(device: &FuseDevice, rings: impl FnOnce() -> bool) -> io::Result<Agreed> {
-    let mut bytes = vec![0; MAX_WRITE + PAGE];
+    let mut bytes = vec![0; MAX_WRITE + 4096];
     let len = device.receive(&mut bytes)?;
     let request = len.and_then(|len| Request::from_device(&bytes[..len]));
     let request = request.filter(|request| request.opcode == op::INIT);
@@ -108,7 +107,7 @@ pub(super) fn agree(device: &FuseDevice, rings: impl FnOnce() -> bool) -> io::Re
         .u32(MAX_WRITE as u32)
         // Times are in nanoseconds.
         .u32(1)
-        .u32((MAX_WRITE / PAGE) as u32)
+        .u32((MAX_WRITE / rustix::param::page_size()) as u32)
         .u32((flags >> 32) as u32)
         .zeros(28);
     let header = header(request.unique, 0, reply.0.len());

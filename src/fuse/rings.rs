@@ -41,13 +41,14 @@ impl Rings {
         }
         let queues = Queue::all();
         // A request that waits for the disk keeps its thread.
-        let depth = (8 / queues.len()).clamp(2, 4);
-        let each = |queue| (0..depth).map(move |_| FuseRing::new(device.clone(), queue, ROOM));
+        let depth = |queue: Queue| match queue.online {
+            true => (8 / queues.len()).clamp(2, 4),
+            false => 1,
+        };
+        let ring = |queue| FuseRing::new(device.clone(), queue, ROOM);
+        let each = |&queue: &Queue| (0..depth(queue)).map(move |_| ring(queue));
         Ok(Self(
-            queues
-                .into_iter()
-                .flat_map(each)
-                .collect::<io::Result<_>>()?,
+            queues.iter().flat_map(each).collect::<io::Result<_>>()?,
         ))
     }
 
@@ -63,7 +64,7 @@ impl Rings {
     ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
         let start = |ring: FuseRing| {
             let (device, adapter) = (device.clone(), adapter.clone());
-            let name = format!("kmsfs-ring-{}", ring.queue().0);
+            let name = format!("kmsfs-ring-{}", ring.queue().processor());
             thread::Builder::new().name(name).spawn(move || {
                 let queue = ring.queue();
                 let served = serve(ring, device.clone(), &adapter);
@@ -71,7 +72,7 @@ impl Rings {
                 match served {
                     Ok(()) => Ok(()),
                     Err(error) => {
-                        log::warn!("no io_uring for {queue:?}: {error}");
+                        log::warn!("no io_uring for processor {}: {error}", queue.processor());
                         device::serve(device, &adapter)
                     }
                 }

@@ -47,15 +47,27 @@ const BELL: u64 = u64::MAX;
 
 /// A processor's queue of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Queue(pub u16);
+pub struct Queue {
+    processor: u16,
+    /// There is such a processor now.
+    pub online: bool,
+}
 
 impl Queue {
-    /// One for each processor that this machine can have, which the kernel
+    /// One for each processor that this machine can ever have, which the kernel
     /// insists on.
     pub fn all() -> Vec<Self> {
-        let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible");
-        let count = possible.ok().and_then(|list| count(&list)).unwrap_or(1);
-        (0..count).map(Self).collect()
+        let (possible, online) = (processors("possible"), processors("online"));
+        let queue = |processor| Queue {
+            processor,
+            online: processor < online.unwrap_or(1),
+        };
+        (0..possible.unwrap_or(1)).map(queue).collect()
+    }
+
+    /// The processor's number.
+    pub fn processor(self) -> u16 {
+        self.processor
     }
 
     /// Has this thread run where the queue's programs do, so that none of both is
@@ -63,7 +75,7 @@ impl Queue {
     pub fn bind_thread(self, here: bool) {
         let mut set = CpuSet::new();
         if here {
-            set.set(self.0.into());
+            set.set(self.processor.into());
         } else {
             (0..CpuSet::MAX_CPU).for_each(|cpu| set.set(cpu));
         }
@@ -74,10 +86,14 @@ impl Queue {
 
 /// Whether this thread may run on every processor that is there.
 pub fn may_run_everywhere() -> bool {
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
-    let online = online.ok().and_then(|list| count(&list));
     let allowed = rustix::thread::sched_getaffinity(None).map(|set| set.count());
-    matches!((online, allowed), (Some(online), Ok(allowed)) if allowed >= u32::from(online))
+    matches!((processors("online"), allowed), (Some(online), Ok(allowed)) if allowed >= online.into())
+}
+
+/// How many processors are `possible`, or `online`.
+fn processors(state: &str) -> Option<u16> {
+    let list = std::fs::read_to_string(format!("/sys/devices/system/cpu/{state}"));
+    count(&list.ok()?)
 }
 
 /// How many numbers a list such as `0-3,8` has.
@@ -341,7 +357,7 @@ impl FuseRing {
     fn command(&self, operation: u32, id: u64, parts: Option<u64>) -> Entry128 {
         let mut request = [0; 80];
         request[8..16].copy_from_slice(&id.to_ne_bytes());
-        request[16..18].copy_from_slice(&self.queue.0.to_ne_bytes());
+        request[16..18].copy_from_slice(&self.queue.processor.to_ne_bytes());
         let fd = Fd(self.device.as_fd().as_raw_fd());
         opcode::UringCmd80::new(fd, operation)
             .cmd(request)
