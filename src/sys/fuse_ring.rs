@@ -57,12 +57,14 @@ impl Queue {
     /// One for each processor that this machine can ever have, which the kernel
     /// insists on.
     pub fn all() -> Vec<Self> {
-        let (possible, online) = (processors("possible"), processors("online"));
+        let online = processors("online").unwrap_or_default();
         let queue = |processor| Queue {
             processor,
-            online: processor < online.unwrap_or(1),
+            online: online.contains(&processor),
         };
-        (0..possible.unwrap_or(1)).map(queue).collect()
+        // The kernel numbers as many queues as there are processors.
+        let count = processors("possible").map_or(1, |list| list.len());
+        (0..count as u16).map(queue).collect()
     }
 
     /// The processor's number.
@@ -87,22 +89,25 @@ impl Queue {
 /// Whether this thread may run on every processor that is there.
 pub fn may_run_everywhere() -> bool {
     let allowed = rustix::thread::sched_getaffinity(None).map(|set| set.count());
-    matches!((processors("online"), allowed), (Some(online), Ok(allowed)) if allowed >= online.into())
+    let online = processors("online").map(|list| list.len());
+    matches!((online, allowed), (Some(online), Ok(allowed)) if allowed as usize >= online)
 }
 
-/// How many processors are `possible`, or `online`.
-fn processors(state: &str) -> Option<u16> {
+/// Which processors are `possible`, or `online`.
+fn processors(state: &str) -> Option<Vec<u16>> {
     let list = std::fs::read_to_string(format!("/sys/devices/system/cpu/{state}"));
-    count(&list.ok()?)
+    numbers(&list.ok()?)
 }
 
-/// How many numbers a list such as `0-3,8` has.
-fn count(list: &str) -> Option<u16> {
-    list.trim().split(',').try_fold(0, |count, range| {
+/// The numbers of a list such as `0-3,8`.
+fn numbers(list: &str) -> Option<Vec<u16>> {
+    let mut numbers = Vec::new();
+    for range in list.trim().split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
-        Some(count + last.checked_sub(first)? + 1)
-    })
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
 }
 
 /// Memory that the kernel and one thread write to in turn.
@@ -455,12 +460,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_processors_are_counted() {
-        assert_eq!(count("0\n"), Some(1));
-        assert_eq!(count("0-1\n"), Some(2));
-        assert_eq!(count("0-3,8-11,16\n"), Some(9));
-        assert_eq!(count("3-1"), None);
-        assert_eq!(count(""), None);
+    fn lists_of_processors() {
+        assert_eq!(numbers("0\n"), Some(vec![0]));
+        assert_eq!(numbers("0-1\n"), Some(vec![0, 1]));
+        assert_eq!(numbers("0-2,8-9,16\n"), Some(vec![0, 1, 2, 8, 9, 16]));
+        assert_eq!(numbers(""), None);
+        assert_eq!(numbers("a-b"), None);
     }
 
     #[test]
