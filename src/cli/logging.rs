@@ -53,11 +53,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = record.args().to_string();
-        let level = record.level();
-        if level > log::max_level() {
-            return;
-        }
+        let (level, text) = (record.level(), record.args());
         // A log that cannot be written to is no reason to fail.
         match &*self.0.read().unwrap_or_else(|e| e.into_inner()) {
             Target::Stderr => {

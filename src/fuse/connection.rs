@@ -54,29 +54,13 @@ const WANTED: u64 = flag::ASYNC_READ
     | flag::HANDLE_KILLPRIV_V2
     | flag::INIT_EXT;
 
-/// What the kernel offers, and what it was asked for.
-pub(super) struct Agreed {
-    flags: u64,
-}
-
-impl Agreed {
-    /// Whether the kernel caches writes, and keeps the times of regular files then.
-    pub(super) fn caches_writes(&self) -> bool {
-        self.flags & flag::WRITEBACK_CACHE != 0
-    }
-
-    /// Whether requests may come over `io_uring`.
-    pub(super) fn over_io_uring(&self) -> bool {
-        self.flags & flag::OVER_IO_URING != 0
-    }
-}
-
 /// Answers the kernel's first request. `rings` is asked whether they are there,
-/// where the kernel offers to use them.
+/// where the kernel offers to use them, and then they are used. Says whether the
+/// kernel caches writes, and keeps the times of regular files then.
 ///
 /// # Errors
 /// Those of the device; a kernel that speaks another protocol.
-pub(super) fn agree(device: &FuseDevice, rings: impl FnOnce() -> bool) -> io::Result<Agreed> {
+pub(super) fn agree(device: &FuseDevice, rings: impl FnOnce() -> bool) -> io::Result<bool> {
     let mut bytes = vec![0; MAX_WRITE + 4096];
     let len = device.receive(&mut bytes)?;
     let request = len.and_then(|len| Request::from_device(&bytes[..len]));
@@ -112,7 +96,7 @@ pub(super) fn agree(device: &FuseDevice, rings: impl FnOnce() -> bool) -> io::Re
         .zeros(28);
     let header = header(request.unique, 0, reply.0.len());
     device.send(&[IoSlice::new(&header), IoSlice::new(&reply.0)])?;
-    Ok(Agreed { flags })
+    Ok(flags & flag::WRITEBACK_CACHE != 0)
 }
 
 /// `struct fuse_init_in`.

@@ -11,7 +11,6 @@ use super::protocol::{Message, OUT_HEADER};
 use super::rings::Slot;
 
 /// Where an answer goes.
-#[derive(Clone)]
 pub(super) enum Sink {
     /// It is written to the device.
     Device(Arc<FuseDevice>),

@@ -16,7 +16,7 @@ use super::adapter::Adapter;
 use super::connection::ROOM;
 use super::device;
 use super::notices;
-use super::protocol::OUT_HEADER;
+use super::protocol::{Fields, OUT_HEADER};
 use super::reply::{Reply, Sink, header};
 use super::request::Request;
 
@@ -97,7 +97,6 @@ pub(super) struct Slot {
 
 #[derive(Default)]
 struct Answer {
-    unique: u64,
     stage: Stage,
     error: i32,
     data: Vec<u8>,
@@ -147,12 +146,9 @@ struct Served<'a> {
     adapter: &'a Adapter,
     slots: Vec<Arc<Slot>>,
     late: Arc<Late>,
-    /// The thread runs only where the queue's programs do.
-    bound: bool,
+    place: Place,
     /// The regular file that was last asked for; none at first.
     file: u64,
-    /// Quick requests since the last one that takes long.
-    quick: u32,
 }
 
 /// Serves until the filesystem is unmounted.
@@ -161,17 +157,16 @@ fn serve(ring: FuseRing, device: Arc<FuseDevice>, adapter: &Adapter) -> io::Resu
         slots: Mutex::default(),
         bell: ring.bell(),
     });
+    let place = Place::bound_to(ring.queue());
     let mut served = Served {
         ring,
         device,
         adapter,
         slots: Vec::new(),
         late,
-        bound: false,
+        place,
         file: 0,
-        quick: 0,
     };
-    served.bind(true);
     served.ring.start()?;
     served.add_slot();
     loop {
@@ -199,7 +194,6 @@ impl Served<'_> {
     }
 
     fn request(&mut self, index: usize) -> io::Result<()> {
-        self.choose_processor(index);
         let slot = self.slots[index].clone();
         let held = self.ring.held(index);
         let (header, mut no_room) = (&*held.header, []);
@@ -211,10 +205,7 @@ impl Served<'_> {
         };
         let request = Request::from_parts(header, held.operation, rest);
         let request = request.ok_or(io::ErrorKind::InvalidData)?;
-        *slot.answer.lock() = Answer {
-            unique: request.unique,
-            ..Answer::default()
-        };
+        self.place.choose(request.takes_long());
         if request.is_for_file() {
             self.file = request.ino;
         }
@@ -236,28 +227,11 @@ impl Served<'_> {
         self.ring.offer_another()?;
         // Requests that came when no buffer was free are only looked for after a
         // reply (`fuse_uring_commit_fetch`), so there has to be one.
-        self.bind(true);
+        self.place.bind(true);
         if let Err(error) = notices::ask_for_request(&self.device, self.file) {
             log::debug!("requests may wait for one that waits: {error}");
         }
         Ok(())
-    }
-
-    fn choose_processor(&mut self, index: usize) {
-        let held = self.ring.held(index);
-        let rest = &held.payload[..held.len];
-        let request = Request::from_parts(held.header, held.operation, rest);
-        if request.is_some_and(|request| request.takes_long()) {
-            self.quick = 0;
-            if self.bound {
-                self.bind(false);
-            }
-        } else if !self.bound {
-            self.quick += 1;
-            if self.quick > QUICK {
-                self.bind(true);
-            }
-        }
     }
 
     fn commit(&mut self, index: usize) {
@@ -276,12 +250,49 @@ impl Served<'_> {
                 answer.data.len()
             }
         };
-        held.header[..OUT_HEADER].copy_from_slice(&header(answer.unique, answer.error, len));
+        // It is still the request's header, which has the number at the same place.
+        let unique = Fields(&held.header[8..]).u64().expect("a header");
+        held.header[..OUT_HEADER].copy_from_slice(&header(unique, answer.error, len));
         self.ring.commit(index, len);
+    }
+}
+
+/// Where a ring's thread runs.
+struct Place {
+    queue: Queue,
+    /// Only where the queue's programs do.
+    bound: bool,
+    /// Quick requests since the last one that takes long.
+    quick: u32,
+}
+
+impl Place {
+    fn bound_to(queue: Queue) -> Self {
+        let mut place = Self {
+            queue,
+            bound: false,
+            quick: 0,
+        };
+        place.bind(true);
+        place
+    }
+
+    fn choose(&mut self, takes_long: bool) {
+        if takes_long {
+            self.quick = 0;
+            if self.bound {
+                self.bind(false);
+            }
+        } else if !self.bound {
+            self.quick += 1;
+            if self.quick > QUICK {
+                self.bind(true);
+            }
+        }
     }
 
     fn bind(&mut self, here: bool) {
         self.bound = here;
-        self.ring.queue().bind_thread(here);
+        self.queue.bind_thread(here);
     }
 }

@@ -95,7 +95,7 @@ impl Session {
         })?;
         let device = Arc::new(FuseDevice::new(fd));
         let mut rings = None;
-        let agreed = connection::agree(&device, || {
+        let caches_writes = connection::agree(&device, || {
             if options.io_uring {
                 rings = Rings::new(&device)
                     .inspect_err(|error| log::info!("no io_uring: {error}"))
@@ -108,7 +108,7 @@ impl Session {
         })
         .map_err(SessionError::Connection)?;
         drop(offered);
-        if agreed.caches_writes() {
+        if caches_writes {
             mounted.fs.kernel_keeps_times();
         }
         let mounted = Arc::new(mounted);
@@ -131,7 +131,7 @@ impl Session {
             mounted,
             device,
             adapter,
-            rings: rings.filter(|_| agreed.over_io_uring()),
+            rings,
             mountpoint: mountpoint.to_owned(),
             keeper,
         })

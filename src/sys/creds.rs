@@ -13,6 +13,8 @@ use rustix::fs::Mode;
 use rustix::process;
 use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, set_capabilities};
 
+use super::process::kernel_version;
+
 /// Who asked for an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -113,12 +115,7 @@ fn set_fs_ids(uid: u32, gid: u32) {
 /// It knows the maker's groups; here they are not known.
 fn kernel_strips_sgid() -> bool {
     static STRIPS: OnceLock<bool> = OnceLock::new();
-    *STRIPS.get_or_init(|| {
-        let system = rustix::system::uname();
-        let release = system.release().to_string_lossy();
-        let major = release.split('.').next().and_then(|n| n.parse().ok());
-        major.is_some_and(|major: u32| major >= 6)
-    })
+    *STRIPS.get_or_init(|| kernel_version().is_some_and(|version| version >= (6, 0)))
 }
 
 fn set_umask(umask: u32) {

@@ -19,6 +19,14 @@ pub fn effective_user() -> u32 {
     geteuid().as_raw()
 }
 
+/// The first two numbers of the kernel's version.
+pub(super) fn kernel_version() -> Option<(u32, u32)> {
+    let system = rustix::system::uname();
+    let release = system.release().to_str().ok()?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// The process that a thread belongs to, while it lives.
 pub fn process_of_thread(thread: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
