@@ -45,7 +45,7 @@ pub(super) struct Arguments {
     #[arg(short, long)]
     foreground: bool,
     /// Mount options, comma-separated, as for mount(8): ro, allow_other, suid,
-    /// dev, noexec, noatime, sync, dirsync, fsname=NAME
+    /// dev, noexec, noatime, sync, dirsync, no_io_uring, fsname=NAME
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Mount over a directory that is not empty
