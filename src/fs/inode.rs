@@ -333,11 +333,17 @@ impl Fs {
     /// The inode by its number alone, even if it was forgotten.
     fn revive(&self, ino: u64) -> Result<Entry> {
         if let Ok(inode) = self.inodes.get(ino) {
-            if ino != ROOT {
-                self.inodes.look_up_known(ino, None).ok_or(FsError::Stale)?;
-            }
             let stat = dir::stat(inode.fd()?)?;
-            return self.attr_of(&inode, &stat).map(|attr| entry(&inode, attr));
+            // The kernel asks only for what it does not hold, so nobody has this
+            // file open: it is gone, and the forget is still on its way.
+            if stat.stx_nlink == 0 {
+                return Err(FsError::Stale);
+            }
+            let attr = self.attr_of(&inode, &stat)?;
+            let counted = ino == ROOT || self.inodes.look_up_known(ino, None).is_some();
+            if counted {
+                return Ok(entry(&inode, attr));
+            }
         }
         let handle = self.inodes.forgotten.lock().get(&ino).cloned();
         let handle = handle.ok_or(FsError::Stale)?;

@@ -59,6 +59,24 @@ fn an_unlinked_overlong_symlink_keeps_its_target() {
     assert!(matches!(pair.fs().readlink(ino), Err(FsError::Stale)));
 }
 
+/// The forget that follows the last unlink may come after a look at the number alone,
+/// which a file handle leads to.
+#[test]
+fn a_number_of_an_unlinked_file_is_stale_before_it_is_forgotten() {
+    let pair = Pair::new(ENCRYPTED);
+    let new = pair.new_node(0o100_600);
+    let file = pair.fs().mknod(ROOT, b"file", new, 0);
+    let ino = file.unwrap().attr.ino;
+    assert_eq!(pair.fs().lookup(ino, b".").unwrap().attr.ino, ino);
+    pair.fs().unlink(ROOT, b"file").unwrap();
+    assert!(matches!(pair.fs().lookup(ino, b"."), Err(FsError::Stale)));
+    // Both lookups that succeeded are counted, and not the one that failed.
+    pair.fs().forget(ino, 1);
+    assert_eq!(pair.fs().getattr(ino).unwrap().attr.nlink, 0);
+    pair.fs().forget(ino, 1);
+    assert!(matches!(pair.fs().getattr(ino), Err(FsError::Stale)));
+}
+
 /// It replaced itself, and took its target along. (The kernel does not ask.)
 #[test]
 fn an_overlong_symlink_renamed_to_itself_keeps_its_target() {
