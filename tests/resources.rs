@@ -5,9 +5,13 @@
 mod common;
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
+
+use kmsfs::sys::process::kernel_version;
+use rustix::fs::{AtFlags, CWD, linkat};
 
 use common::{
     Mount, Options, can_drop_caches, descriptors_of, drop_caches, env_number, eventually, is_root,
@@ -149,6 +153,14 @@ fn more_files_than_descriptors_with(no_handles: bool) {
     }
     let open_directory = File::open(mount.join("d1")).unwrap();
     let open_file = File::open(mount.join("d2/file number 2002")).unwrap();
+    let mut unnamed = File::options();
+    unnamed.write(true).custom_flags(libc::O_TMPFILE);
+    let unnamed = unnamed.open(mount.path()).ok();
+    assert!(unnamed.is_some() || kernel_version() < Some((6, 2)));
+    let name = unnamed.as_ref().map(|file| {
+        file.write_all_at(b"unnamed", 0).unwrap();
+        format!("/proc/self/fd/{}", file.as_raw_fd())
+    });
     // Names that change meanwhile.
     fs::rename(mount.join("d0"), mount.join("moved")).unwrap();
     fs::rename(mount.join("moved"), mount.join("d4/below")).unwrap();
@@ -194,6 +206,11 @@ fn more_files_than_descriptors_with(no_handles: bool) {
     assert_eq!(fs::read(deep.join("bottom")).unwrap(), b"bottom");
     for deep in &open_deep {
         assert!(fs::metadata(deep).unwrap().is_dir());
+    }
+    if let Some(name) = name {
+        let path = mount.join("named");
+        linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"unnamed");
     }
     fs::remove_file(mount.join("d2/file number 2002")).unwrap();
     assert_eq!(open_file.metadata().unwrap().nlink(), 0);

@@ -4,14 +4,12 @@ use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    self, AtFlags, Gid, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Statx, StatxFlags, Uid,
-};
+use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Statx, Uid};
 use rustix::io::Errno;
 
 use super::Result;
 
-pub use rustix::fs::{CWD, FileType, StatFs, StatxTimestamp};
+pub use rustix::fs::{CWD, FileType, StatFs, StatxFlags, StatxTimestamp};
 pub use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 /// What `statx(2)` says of a file.
@@ -99,6 +97,15 @@ pub fn create(dir: impl AsFd, name: &[u8], mode: u32, exclusive: bool) -> Result
         flags |= OFlags::EXCL;
     }
     fs::openat(dir, name, flags, Mode::from_raw_mode(mode & 0o7777))
+}
+
+/// Creates a regular file without a name in `dir`, for reading and writing.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the host has no such files.
+pub fn create_unnamed(dir: impl AsFd, mode: u32) -> Result<OwnedFd> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    fs::openat(dir, ".", flags, Mode::from_raw_mode(mode & 0o7777))
 }
 
 /// Opens a regular file by name.

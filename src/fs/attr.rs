@@ -1,6 +1,6 @@
 //! File attributes: the backing file's, with the plaintext's size.
 
-use crate::backing::dir::{Stat, StatxTimestamp};
+use crate::backing::dir::{Stat, StatxFlags, StatxTimestamp};
 use crate::types::TimeSpec;
 
 /// What kind of file an inode is.
@@ -37,6 +37,8 @@ pub struct Attr {
     pub mtime: TimeSpec,
     /// Last change of the inode.
     pub ctime: TimeSpec,
+    /// When the inode was made, where the host tells it.
+    pub btime: Option<TimeSpec>,
     /// Kind of file.
     pub kind: FileKind,
     /// Permission bits, suid, sgid and sticky.
@@ -74,6 +76,7 @@ impl Attr {
     /// The attributes of a backing file as `ino`, with size `size`.
     pub(super) fn new(stat: &Stat, ino: u64, kind: FileKind, size: u64) -> Self {
         let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
+        let born = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
         Self {
             ino,
             size,
@@ -81,6 +84,7 @@ impl Attr {
             atime: time(stat.stx_atime),
             mtime: time(stat.stx_mtime),
             ctime: time(stat.stx_ctime),
+            btime: born.then(|| time(stat.stx_btime)),
             kind,
             perm: stat.stx_mode & 0o7777,
             nlink: stat.stx_nlink,

@@ -1,5 +1,6 @@
 //! New files, directories and nodes.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use crate::backing::{Errno, dir};
@@ -53,22 +54,7 @@ impl Fs {
             }
         };
         let entry = self.look_up_stored(&parent, stored.entry())?;
-        let inode = self.inodes.get(entry.attr.ino)?;
-        let open = || -> Result<u64> {
-            let file = self.files.get_or_open(inode.host_ino, || {
-                inode.offered.store(true, Ordering::Release);
-                let backing = inode.reference.content(fd);
-                EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
-            })?;
-            file.adopt(identity);
-            self.volume.refuse_if_locked()?;
-            file.ensure_key()?;
-            if is_new {
-                inode.held_times.expect(&entry.attr);
-            }
-            Ok(self.handles.add(&inode, file, options))
-        };
-        match open() {
+        match self.open_created(&entry, fd, identity, is_new, options) {
             Ok(handle) => Ok((entry, handle)),
             Err(error) => {
                 // The caller is told that there is no such file.
@@ -80,6 +66,59 @@ impl Fs {
                 Err(error)
             }
         }
+    }
+
+    /// Creates a regular file without a name in a directory and opens it; gives the
+    /// entry and the handle.
+    ///
+    /// # Errors
+    /// Those of the host and of the key provider.
+    pub fn create_unnamed(
+        &self,
+        directory: u64,
+        new: NewNode,
+        options: OpenOptions,
+    ) -> Result<(Entry, u64)> {
+        self.volume.refuse_if_locked()?;
+        let directory = self.inodes.get(directory)?;
+        let identity = NewIdentity::get(&self.volume)?;
+        let fd = run_as(new.caller, new.umask, || {
+            dir::create_unnamed(directory.fd()?, new.mode)
+        })?;
+        let stat = dir::stat(&fd)?;
+        let entry = self.admit(dir::reopen_path(&fd)?, &stat)?;
+        match self.open_created(&entry, fd, identity, true, options) {
+            Ok(handle) => Ok((entry, handle)),
+            Err(error) => {
+                self.forget(entry.attr.ino, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the content of the inode behind `fd`, which was opened as it was made or,
+    /// unless `is_new`, found.
+    fn open_created(
+        &self,
+        entry: &Entry,
+        fd: OwnedFd,
+        identity: NewIdentity,
+        is_new: bool,
+        options: OpenOptions,
+    ) -> Result<u64> {
+        let inode = self.inodes.get(entry.attr.ino)?;
+        let file = self.files.get_or_open(inode.host_ino, || {
+            inode.offered.store(true, Ordering::Release);
+            let backing = inode.reference.content(fd);
+            EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
+        })?;
+        file.adopt(identity);
+        self.volume.refuse_if_locked()?;
+        file.ensure_key()?;
+        if is_new {
+            inode.held_times.expect(&entry.attr);
+        }
+        Ok(self.handles.add(&inode, file, options))
     }
 
     /// Creates a directory.

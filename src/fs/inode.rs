@@ -290,7 +290,7 @@ impl Fs {
     }
 
     /// Counts one lookup of the inode behind `fd`, wherever that was found.
-    fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
+    pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
         let ino = self.visible_on_device(stat)?;
         let inode = self.insert(fd, ino, stat)?;
         let attr = self.attr_of(&inode, stat);

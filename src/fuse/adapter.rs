@@ -8,7 +8,9 @@ use crate::fs::{Changes, Entry, Fs, FsError, NewNode, ReadBuffer, WriteKind};
 use crate::keys::KeyError;
 use crate::keys::audit::caller;
 
-use super::convert::{TTL, open_flag, open_options, reply_attr, reply_entry};
+use super::convert::{
+    TTL, open_flag, open_options, reply_attr, reply_created, reply_entry, reply_statx,
+};
 use super::errno::{errno, is_remarkable};
 use super::listing;
 use super::notices::Notices;
@@ -70,6 +72,13 @@ impl Adapter {
             ));
         };
         self.served.serve(work, || work, finish);
+    }
+
+    pub(super) fn statx(&self, req: &Request<'_>, reply: Reply) {
+        let result = self.served.fs.getattr(req.ino);
+        answer!("statx", req.ino, result, reply, |e: Entry| reply_statx(
+            reply, &e
+        ));
     }
 
     pub(super) fn setattr(&self, req: &Request<'_>, changes: Changes, reply: Reply) {
@@ -191,13 +200,8 @@ impl Adapter {
         let create =
             move |fs: &Arc<Fs>, name: &[u8]| fs.create(parent, name, new, exclusive, options);
         let finish = move |result| {
-            answer!("create", parent, result, reply, |(entry, handle): (
-                Entry,
-                u64
-            )| {
-                let message = Message::with_capacity(144);
-                let message = message.entry(&entry.attr, entry.generation, TTL, TTL);
-                reply.message(&message.opened(handle, FOPEN_KEEP_CACHE));
+            answer!("create", parent, result, reply, |(entry, handle)| {
+                reply_created(reply, &entry, handle);
             });
         };
         let again = || {
@@ -205,6 +209,18 @@ impl Adapter {
             move |fs: &Arc<Fs>| create(fs, &name)
         };
         self.served.serve(|fs| create(fs, name), again, finish);
+    }
+
+    pub(super) fn create_unnamed(&self, req: &Request<'_>, flags: u32, new: NewNode, reply: Reply) {
+        name_caller(req);
+        let (directory, options) = (req.ino, open_options(flags));
+        let create = move |fs: &Arc<Fs>| fs.create_unnamed(directory, new, options);
+        let finish = move |result| {
+            answer!("tmpfile", directory, result, reply, |(entry, handle)| {
+                reply_created(reply, &entry, handle);
+            });
+        };
+        self.served.serve(create, || create, finish);
     }
 
     pub(super) fn read(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::fs::{Entry, OpenOptions};
 
-use super::protocol::Message;
+use super::protocol::{FOPEN_KEEP_CACHE, Message};
 use super::reply::Reply;
 
 /// How long the kernel may keep what it was told: this mount is the volume's
@@ -42,6 +42,19 @@ pub(super) fn reply_entry(reply: Reply, entry: &Entry) {
 pub(super) fn reply_attr(reply: Reply, entry: &Entry) {
     let message = Message::with_capacity(104);
     reply.message(&message.attr_out(&entry.attr, attr_ttl(entry)));
+}
+
+/// Replies with attributes, the time of birth among them.
+pub(super) fn reply_statx(reply: Reply, entry: &Entry) {
+    let message = Message::with_capacity(288);
+    reply.message(&message.statx_out(&entry.attr, attr_ttl(entry)));
+}
+
+/// Replies with a new file, its first attributes and the handle that it is open by.
+pub(super) fn reply_created(reply: Reply, entry: &Entry, handle: u64) {
+    let message = Message::with_capacity(144);
+    let message = message.entry(&entry.attr, entry.generation, TTL, TTL);
+    reply.message(&message.opened(handle, FOPEN_KEEP_CACHE));
 }
 
 /// How to open, by the flags of `open(2)`.

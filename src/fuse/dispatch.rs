@@ -33,6 +33,8 @@ impl Adapter {
                 let handle = fields.u64()?;
                 self.getattr(req, (flags & GETATTR_FH != 0).then_some(handle), reply);
             }
+            // Whoever asks by this has no handle.
+            op::STATX => self.statx(req, reply),
             op::SETATTR => self.setattr(req, changes(req)?, reply),
             op::READLINK => self.readlink(req, reply),
             op::SYMLINK => self.symlink(req, rest.name()?, rest.name()?, reply),
@@ -59,6 +61,10 @@ impl Adapter {
             op::CREATE => {
                 let (flags, mode, umask) = (fields.u32()?, fields.u32()?, fields.u32()?);
                 self.create(req, rest.name()?, flags, req.new_node(mode, umask), reply);
+            }
+            op::TMPFILE => {
+                let (flags, mode, umask) = (fields.u32()?, fields.u32()?, fields.u32()?);
+                self.create_unnamed(req, flags, req.new_node(mode, umask), reply);
             }
             op::READ => {
                 let (handle, offset, size) = (fields.u64()?, fields.u64()?, fields.u32()?);

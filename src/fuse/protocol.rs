@@ -42,6 +42,8 @@ pub(super) mod op {
     pub(crate) const READDIRPLUS: u32 = 44;
     pub(crate) const RENAME2: u32 = 45;
     pub(crate) const LSEEK: u32 = 46;
+    pub(crate) const TMPFILE: u32 = 51;
+    pub(crate) const STATX: u32 = 52;
 }
 
 /// How long an operation's own header is: the part that `io_uring` brings apart
@@ -50,8 +52,9 @@ pub(super) const fn operation_len(opcode: u32) -> usize {
     match opcode {
         op::FORGET | op::MKDIR | op::RENAME | op::LINK | op::OPEN => 8,
         op::SETXATTR | op::GETXATTR | op::LISTXATTR | op::BATCH_FORGET => 8,
-        op::GETATTR | op::MKNOD | op::FSYNC | op::FSYNCDIR | op::CREATE | op::RENAME2 => 16,
-        op::RELEASE | op::LSEEK => 24,
+        op::GETATTR | op::MKNOD | op::FSYNC | op::FSYNCDIR => 16,
+        op::CREATE | op::RENAME2 | op::TMPFILE => 16,
+        op::RELEASE | op::LSEEK | op::STATX => 24,
         op::FALLOCATE | op::IOCTL => 32,
         op::READ | op::WRITE | op::READDIR | op::READDIRPLUS => 40,
         op::SETATTR => 88,
@@ -139,6 +142,11 @@ impl Message {
         self
     }
 
+    fn u16(mut self, value: u16) -> Self {
+        self.0.extend_from_slice(&value.to_ne_bytes());
+        self
+    }
+
     pub(super) fn u64(mut self, value: u64) -> Self {
         self.0.extend_from_slice(&value.to_ne_bytes());
         self
@@ -155,7 +163,7 @@ impl Message {
             message = message.u32(time.nsec);
         }
         message
-            .u32(kind_bits(attr.kind) | u32::from(attr.perm))
+            .u32(u32::from(mode(attr)))
             .u32(attr.nlink)
             .u32(attr.uid)
             .u32(attr.gid)
@@ -168,6 +176,45 @@ impl Message {
     pub(super) fn attr_out(self, attr: &Attr, keep: Duration) -> Self {
         let (seconds, rest) = (keep.as_secs(), keep.subsec_nanos());
         self.u64(seconds).u32(rest).u32(0).attr(attr)
+    }
+
+    /// `struct fuse_statx_out`.
+    pub(super) fn statx_out(self, attr: &Attr, keep: Duration) -> Self {
+        let mask = match attr.btime {
+            Some(_) => STATX_BASIC_STATS | STATX_BTIME,
+            None => STATX_BASIC_STATS,
+        };
+        let nowhere = TimeSpec { sec: 0, nsec: 0 };
+        let times = [
+            attr.atime,
+            attr.btime.unwrap_or(nowhere),
+            attr.ctime,
+            attr.mtime,
+        ];
+        let mut message = self
+            .u64(keep.as_secs())
+            .u32(keep.subsec_nanos())
+            .zeros(20)
+            .u32(mask)
+            .u32(BLOCK_SIZE)
+            .u64(0)
+            .u32(attr.nlink)
+            .u32(attr.uid)
+            .u32(attr.gid)
+            .u16(mode(attr))
+            .u16(0)
+            .u64(attr.ino)
+            .u64(attr.size)
+            .u64(attr.blocks)
+            .u64(0);
+        for time in times {
+            message = message.u64(time.sec as u64).u32(time.nsec).u32(0);
+        }
+        let device = (
+            attr.rdev >> 8 & 0xfff,
+            attr.rdev & 0xff | attr.rdev >> 12 & 0xfff00,
+        );
+        message.u32(device.0).u32(device.1).zeros(8 + 14 * 8)
     }
 
     /// `struct fuse_entry_out`: how long the kernel may keep the name and the
@@ -206,7 +253,7 @@ impl Message {
             .u64(ino)
             .u64(next)
             .u32(name.len() as u32)
-            .u32(kind_bits(kind) >> 12);
+            .u32(u32::from(kind_bits(kind) >> 12));
         message.0.extend_from_slice(name);
         message.zeros(dirent_len(name) - DIRENT - name.len())
     }
@@ -216,6 +263,11 @@ impl Message {
         self
     }
 }
+
+/// Bits of `fuse_statx.mask`: all but the next.
+const STATX_BASIC_STATS: u32 = 0x7ff;
+/// The same: the time of birth.
+const STATX_BTIME: u32 = 0x800;
 
 /// What `stat(2)` recommends as the size of reads and writes.
 const BLOCK_SIZE: u32 = 4096;
@@ -230,7 +282,11 @@ pub(super) fn dirent_len(name: &[u8]) -> usize {
     (DIRENT + name.len()).next_multiple_of(8)
 }
 
-fn kind_bits(kind: FileKind) -> u32 {
+fn mode(attr: &Attr) -> u16 {
+    kind_bits(attr.kind) | attr.perm
+}
+
+fn kind_bits(kind: FileKind) -> u16 {
     match kind {
         FileKind::Regular => 0o100_000,
         FileKind::Directory => 0o040_000,
@@ -263,6 +319,7 @@ mod tests {
             atime: time(-2),
             mtime: time(3),
             ctime: time(4),
+            btime: Some(time(1)),
             kind: FileKind::Directory,
             perm: 0o755,
             nlink: 2,
@@ -279,6 +336,7 @@ mod tests {
         let len = |message: Message| message.0.len();
         assert_eq!(len(Message::default().attr(&sample())), 88);
         assert_eq!(len(Message::default().attr_out(&sample(), keep)), 104);
+        assert_eq!(len(Message::default().statx_out(&sample(), keep)), 288);
         assert_eq!(len(Message::default().entry(&sample(), 1, keep, keep)), 128);
         assert_eq!(len(Message::default().no_entry(keep)), 128);
         assert_eq!(len(Message::default().opened(1, 2)), 16);

@@ -20,7 +20,7 @@ pub fn effective_user() -> u32 {
 }
 
 /// The first two numbers of the kernel's version.
-pub(super) fn kernel_version() -> Option<(u32, u32)> {
+pub fn kernel_version() -> Option<(u32, u32)> {
     let system = rustix::system::uname();
     let release = system.release().to_str().ok()?;
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());

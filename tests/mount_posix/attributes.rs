@@ -3,13 +3,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, fallocate, utimensat,
 };
 
-use crate::common::{Mount, can_drop_caches, drop_caches, is_root, noise, skip, sys};
+use kmsfs::sys::process::kernel_version;
+
+use crate::common::{
+    Mount, can_drop_caches, drop_caches, is_plain, is_root, kernel_lacks, noise, skip, sys,
+};
 use crate::errno;
 
 fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) -> rustix::io::Result<()> {
@@ -121,6 +125,46 @@ fn writing_moves_mtime_and_ctime_and_a_remount_does_not() {
         (later.mtime(), later.mtime_nsec()),
         (after.mtime(), after.mtime_nsec())
     );
+}
+
+#[test]
+fn the_time_of_birth_is_told_and_stays() {
+    let mut mount = Mount::simple();
+    // What the kernel takes for a new inode's time lags behind by a tick.
+    let before = SystemTime::now() - Duration::from_millis(20);
+    fs::write(mount.join("file"), b"x").unwrap();
+    fs::create_dir(mount.join("dir")).unwrap();
+    symlink("file", mount.join("link")).unwrap();
+    let after = SystemTime::now();
+    let born = |mount: &Mount, name: &str| {
+        let metadata = fs::symlink_metadata(mount.join(name)).unwrap();
+        metadata.created()
+    };
+    let names = ["file", "dir", "link"];
+    let mut first = Vec::new();
+    for name in names {
+        match born(&mount, name) {
+            Ok(time) => first.push(time),
+            Err(error) => {
+                let told = is_plain() || kernel_version() >= Some((6, 6));
+                assert!(!told, "{name}: {error}");
+                return kernel_lacks("birth times for FUSE");
+            }
+        }
+    }
+    assert!(first.iter().all(|&time| before <= time && time <= after));
+    std::thread::sleep(Duration::from_millis(20));
+    fs::write(mount.join("file"), noise(1, 100_000)).unwrap();
+    fs::write(mount.join("dir/in"), b"x").unwrap();
+    set_times(&mount.join("file"), (1, 0), (1, 0)).unwrap();
+    let size = |mount: &Mount| fs::metadata(mount.join("file")).unwrap().len();
+    assert_eq!(size(&mount), 100_000);
+    let again = |mount: &Mount| names.map(|name| born(mount, name).unwrap()).to_vec();
+    assert_eq!(again(&mount), first);
+    mount.remount();
+    assert_eq!(again(&mount), first);
+    assert_eq!(size(&mount), 100_000);
+    assert_eq!(times(&mount.join("file")).1, (1, 0));
 }
 
 /// What shows of the files `f0` to `f{count - 1}`: number, length, inode, mtime, ctime.

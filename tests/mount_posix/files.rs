@@ -495,23 +495,6 @@ fn opening_and_reading_directories_as_files_fails() {
 }
 
 #[test]
-fn o_tmpfile_works_or_says_that_it_is_not_supported() {
-    let mount = Mount::simple();
-    let mut options = OpenOptions::new();
-    match options
-        .write(true)
-        .custom_flags(libc::O_TMPFILE)
-        .open(mount.path())
-    {
-        Ok(mut file) => file.write_all(b"x").unwrap(),
-        Err(error) => {
-            assert!(!crate::common::is_plain(), "ext4 has it");
-            assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
-        }
-    }
-}
-
-#[test]
 fn unknown_ioctls_are_refused_properly() {
     let mount = Mount::simple();
     let file = File::create(mount.join("f")).unwrap();

@@ -15,6 +15,7 @@ mod names;
 mod rename;
 mod space;
 mod special;
+mod unnamed;
 mod xattrs;
 
 use std::fmt::Debug;
