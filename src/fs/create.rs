@@ -53,7 +53,8 @@ impl Fs {
                 return Err(FsError::Host(error));
             }
         };
-        let entry = self.look_up_stored(&parent, stored.entry())?;
+        let stat = dir::stat(&fd)?;
+        let entry = self.admit_found(&parent, stored.entry(), None, &stat)?;
         match self.open_created(&entry, fd, identity, is_new, options) {
             Ok(handle) => Ok((entry, handle)),
             Err(error) => {
@@ -155,7 +156,7 @@ impl Fs {
         match run_as(new.caller, new.umask, make) {
             Ok(fd) => {
                 let stat = dir::stat(&fd)?;
-                self.admit_found(&parent, stored.entry(), fd, &stat)
+                self.admit_found(&parent, stored.entry(), Some(fd), &stat)
             }
             Err(error) => {
                 stored.clean_up(&parent);

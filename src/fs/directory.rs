@@ -142,7 +142,7 @@ impl Fs {
                 let open = || dir::open_path(&fd, &entry.stored);
                 let fd = dir::with_access(&fd, 0o100, open)?;
                 let stat = dir::stat(&fd)?;
-                self.admit_found(&parent, &entry.stored, fd, &stat)
+                self.admit_found(&parent, &entry.stored, Some(fd), &stat)
             }
             found => found,
         }

@@ -66,7 +66,7 @@ pub struct Entry {
 }
 
 impl Inode {
-    fn new(fd: OwnedFd, ino: u64, stat: &dir::Stat, shared: &Arc<Shared>) -> Result<Self> {
+    fn new(fd: Option<OwnedFd>, ino: u64, stat: &dir::Stat, shared: &Arc<Shared>) -> Result<Self> {
         Ok(Self {
             ino,
             host_ino: stat.stx_ino,
@@ -115,7 +115,7 @@ impl InodeTable {
         let shared = Arc::new(Shared::new(&root)?);
         let remembered = std::num::NonZero::new(REMEMBERED).expect("not zero");
         Ok(Self {
-            root: Arc::new(Inode::new(root, ROOT, &stat, &shared)?),
+            root: Arc::new(Inode::new(Some(root), ROOT, &stat, &shared)?),
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             forgotten: Mutex::new(LruCache::new(remembered)),
@@ -261,20 +261,17 @@ impl Fs {
 
     /// Finds the entry stored as `stored`.
     pub(super) fn look_up_stored(&self, parent: &Arc<Inode>, stored: &[u8]) -> Result<Entry> {
-        // The kernel seldom asks for what it knows, so this is not looked up in
-        // the table first: that would be one call more for each new inode.
-        let fd = dir::open_path(parent.fd()?, stored).map_err(absent)?;
-        let stat = dir::stat(&fd)?;
-        self.admit_found(parent, stored, fd, &stat)
+        let stat = dir::stat_at(parent.fd()?, stored).map_err(absent)?;
+        self.admit_found(parent, stored, None, &stat)
     }
 
-    /// Counts one lookup of the inode behind `fd`, which was found as `stored` in
-    /// `parent`.
+    /// Counts one lookup of the inode that was found as `stored` in `parent`, with a
+    /// descriptor of it if there is one already.
     pub(super) fn admit_found(
         &self,
         parent: &Arc<Inode>,
         stored: &[u8],
-        fd: OwnedFd,
+        fd: Option<OwnedFd>,
         stat: &dir::Stat,
     ) -> Result<Entry> {
         let ino = self.visible_on_device(stat)?;
@@ -292,31 +289,30 @@ impl Fs {
     /// Counts one lookup of the inode behind `fd`, wherever that was found.
     pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
         let ino = self.visible_on_device(stat)?;
-        let inode = self.insert(fd, ino, stat)?;
+        let inode = self.insert(Some(fd), ino, stat)?;
         let attr = self.attr_of(&inode, stat);
         attr.map(|attr| entry(&inode, attr))
     }
 
-    fn insert(&self, fd: OwnedFd, ino: u64, stat: &dir::Stat) -> Result<Arc<Inode>> {
+    fn insert(&self, fd: Option<OwnedFd>, ino: u64, stat: &dir::Stat) -> Result<Arc<Inode>> {
         let inode = Inode::new(fd, ino, stat, &self.inodes.shared)?;
         Ok(self.inodes.insert(inode))
     }
 
     /// Tells the inode that is about to lose the name `stored` in `parent`, and gives
-    /// it; `None` if that does not matter.
+    /// it; `None` if it is not known.
     pub(super) fn leaves(&self, parent: &Inode, stored: &[u8]) -> Result<Option<Arc<Inode>>> {
-        if !self.inodes.shared.minds_names() {
-            return Ok(None);
-        }
-        let Ok(fd) = dir::open_path(parent.fd()?, stored) else {
+        let directory = parent.fd()?;
+        let Ok(stat) = dir::stat_at(&directory, stored) else {
             return Ok(None);
         };
-        let stat = dir::stat(&fd)?;
         let known = self.inodes.get(self.inodes.visible(stat.stx_ino));
         let same = |inode: &Arc<Inode>| inode.generation == attr::generation(&stat);
         let inode = known.ok().filter(same);
         if let Some(inode) = &inode {
-            inode.reference.leaves(fd);
+            inode
+                .reference
+                .leaves(|| dir::open_path(&directory, stored));
         }
         Ok(inode)
     }
@@ -350,7 +346,9 @@ impl Fs {
         let fd = self.inodes.shared.open_handle(&handle);
         let fd = fd.map_err(|_| FsError::Stale)?;
         let stat = dir::stat(&fd)?;
-        if stat.stx_nlink == 0 {
+        // Not this one's: see `Reference::handle`.
+        let another = self.visible_on_device(&stat)? != ino;
+        if stat.stx_nlink == 0 || another {
             return Err(FsError::Stale);
         }
         self.admit(fd, &stat)

@@ -263,10 +263,10 @@ impl Fs {
         let file = self.files.get_or_open(inode.host_ino, || {
             // Writable if possible at all: the kernel writes back through any
             // handle, and reads what it needs to complete a page.
-            let (fd, writable) = match dir::reopen(inode.fd()?, true) {
+            let (fd, writable) = match inode.reference.open_content(true) {
                 Ok(fd) => (fd, true),
                 Err(error) if write => (force_open(inode, error)?, true),
-                Err(_) => match dir::reopen(inode.fd()?, false) {
+                Err(_) => match inode.reference.open_content(false) {
                     Ok(fd) => (fd, false),
                     Err(error) => (force_open(inode, error)?, true),
                 },
@@ -285,7 +285,7 @@ impl Fs {
         })?;
         if write {
             if !file.is_writable() {
-                let fd = dir::reopen(inode.fd()?, true);
+                let fd = inode.reference.open_content(true);
                 let fd = fd.or_else(|error| force_open(inode, error))?;
                 file.make_writable(inode.reference.content(fd));
             }

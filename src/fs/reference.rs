@@ -1,9 +1,11 @@
 //! How an inode's backing file is reached.
 //!
-//! By a descriptor as a rule: the one of its content, or while that is not open, one of
-//! its own. A process may have only so many; where they run short, an inode that has not
-//! been used for a while gives up its own. It is opened again by its file handle, or for
-//! a process that may not open handles, where it was last found.
+//! By the descriptor of its content, or one of its own, which is opened when it is first
+//! needed, where the inode was last found: most inodes are only listed and looked up.
+//! Before an inode loses a name, it is opened. A process may have only so many
+//! descriptors; where they run short, an inode that has not been used for a while gives
+//! up its own. One that was not found since it lost a name is opened by its file handle
+//! again, if this process may do that.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,8 +25,6 @@ pub(super) struct Shared {
     filesystem: Option<OwnedFd>,
     /// Descriptors that inodes and their contents hold.
     open: Arc<AtomicUsize>,
-    /// An inode has done without a descriptor.
-    rested: AtomicBool,
 }
 
 impl Shared {
@@ -36,18 +36,7 @@ impl Shared {
         Ok(Self {
             filesystem: usable.then_some(filesystem),
             open: Arc::default(),
-            rested: AtomicBool::new(false),
         })
-    }
-
-    /// Whether inodes are opened again where they were found.
-    fn finds_by_place(&self) -> bool {
-        self.filesystem.is_none()
-    }
-
-    /// Whether an inode that loses a name may have to be told.
-    pub(super) fn minds_names(&self) -> bool {
-        self.finds_by_place() || self.rested.load(Ordering::Relaxed)
     }
 
     /// How many descriptors are open.
@@ -79,7 +68,7 @@ pub(super) struct Reference {
     fd: Mutex<Option<Arc<Descriptor>>>,
     /// Its content's, while that is open.
     content: Mutex<Weak<Descriptor>>,
-    /// Only where handles are of no use.
+    /// Where it was last found, unless it lost a name since.
     place: Mutex<Option<Place>>,
     handle: OnceLock<handle::FileHandle>,
     /// Used since the last look for descriptors to close.
@@ -90,9 +79,9 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    pub(super) fn new(fd: OwnedFd, stat: &dir::Stat, shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(fd: Option<OwnedFd>, stat: &dir::Stat, shared: &Arc<Shared>) -> Self {
         Self {
-            fd: Mutex::new(Some(shared.count(fd))),
+            fd: Mutex::new(fd.map(|fd| shared.count(fd))),
             content: Mutex::default(),
             place: Mutex::default(),
             handle: OnceLock::new(),
@@ -121,17 +110,20 @@ impl Reference {
         if let Some(content) = self.content.lock().upgrade() {
             return Ok(content);
         }
-        let mut fd = self.fd.lock();
-        if let Some(fd) = &*fd {
+        if let Some(fd) = &*self.fd.lock() {
             return Ok(fd.clone());
         }
-        if let Some(handle) = self.handle.get() {
-            let opened = self.shared.count(self.shared.open_handle(handle)?);
-            *fd = Some(opened.clone());
-            return Ok(opened);
+        match (self.find(), self.handle.get()) {
+            (Err(Errno::STALE), Some(handle)) => Ok(self.keep(self.shared.open_handle(handle)?)),
+            (found, _) => found,
         }
-        drop(fd);
-        self.find()
+    }
+
+    /// Goes on with a descriptor of its own.
+    fn keep(&self, opened: OwnedFd) -> Arc<Descriptor> {
+        self.used.store(true, Ordering::Relaxed);
+        let mut fd = self.fd.lock();
+        fd.get_or_insert_with(|| self.shared.count(opened)).clone()
     }
 
     /// Opens the inode where it was last found, and before that the directories on
@@ -158,34 +150,62 @@ impl Reference {
     }
 
     fn open_at(&self, directory: &Descriptor, name: &[u8]) -> Result<Arc<Descriptor>> {
-        let opened = dir::open_path(directory, name).map_err(|error| match error {
+        let open = || dir::open_path(directory, name);
+        let opened = dir::with_access(directory, 0o100, open).map_err(|error| match error {
             Errno::NOENT => Errno::STALE,
             other => other,
         })?;
-        let stat = dir::stat(&opened)?;
-        if (stat.stx_ino, attr::generation(&stat)) != (self.host_ino, self.generation) {
-            return Err(Errno::STALE);
+        match self.is_behind(&opened)? {
+            true => Ok(self.keep(opened)),
+            false => Err(Errno::STALE),
         }
-        self.used.store(true, Ordering::Relaxed);
-        let mut fd = self.fd.lock();
-        Ok(fd.get_or_insert_with(|| self.shared.count(opened)).clone())
+    }
+
+    fn is_behind(&self, fd: &OwnedFd) -> Result<bool> {
+        let stat = dir::stat(fd)?;
+        Ok((stat.stx_ino, attr::generation(&stat)) == (self.host_ino, self.generation))
+    }
+
+    /// Opens the content of a regular file.
+    pub(super) fn open_content(&self, writable: bool) -> Result<OwnedFd> {
+        if let Some(opened) = self.open_content_in_place(writable) {
+            return Ok(opened);
+        }
+        dir::reopen(self.fd()?, writable)
+    }
+
+    /// The same where it was found: one call instead of two, if it has no descriptor.
+    /// (Whatever may lie there by now, opening it for writing does not wait.)
+    fn open_content_in_place(&self, writable: bool) -> Option<OwnedFd> {
+        if !writable || self.fd.lock().is_some() {
+            return None;
+        }
+        let place = self.place.lock().clone()?;
+        let directory = place.directory.reference.fd().ok()?;
+        let opened = dir::open_file(&directory, &place.name, true).ok()?;
+        self.is_behind(&opened).ok()?.then_some(opened)
     }
 
     /// Notes that it was found as `name` in `directory`.
     pub(super) fn found(&self, directory: &Arc<Inode>, name: &[u8]) {
-        if self.shared.finds_by_place() {
-            *self.place.lock() = Some(Place {
+        let mut place = self.place.lock();
+        let known = |p: &Place| Arc::ptr_eq(&p.directory, directory) && *p.name == *name;
+        if !place.as_ref().is_some_and(known) {
+            *place = Some(Place {
                 directory: directory.clone(),
                 name: name.into(),
             });
         }
     }
 
-    /// To be called before the inode loses a name, with a descriptor of it: it is kept
-    /// open until it is found again.
-    pub(super) fn leaves(&self, fd: OwnedFd) {
-        let mut kept = self.fd.lock();
-        kept.get_or_insert_with(|| self.shared.count(fd));
+    /// To be called before the inode loses the name that `open` opens: it is kept open
+    /// until it is found again.
+    pub(super) fn leaves(&self, open: impl FnOnce() -> Result<OwnedFd>) {
+        if self.fd.lock().is_none()
+            && let Ok(fd) = open()
+        {
+            self.keep(fd);
+        }
         *self.place.lock() = None;
     }
 
@@ -222,10 +242,19 @@ impl Reference {
         self.place.lock().is_some() || self.handle_of(fd).is_some() && !is_deleted()
     }
 
-    /// The handle, if this process may use handles.
+    /// The handle, if this process may use handles; of an inode that is where it was
+    /// found, another one's that has come there since.
     pub(super) fn handle(&self) -> Option<handle::FileHandle> {
-        let known = || self.handle.get().cloned();
-        known().or_else(|| self.handle_of(self.fd.lock().as_ref()?))
+        if let Some(fd) = &*self.fd.lock() {
+            return self.handle_of(fd);
+        }
+        self.shared.filesystem.as_ref()?;
+        let known = self.handle.get().cloned();
+        known.or_else(|| {
+            let place = self.place.lock().clone()?;
+            let directory = place.directory.reference.fd().ok()?;
+            handle::of_entry(&directory, &place.name).ok()
+        })
     }
 
     fn handle_of(&self, fd: &Descriptor) -> Option<handle::FileHandle> {
@@ -249,7 +278,6 @@ impl Reference {
         };
         if self.is_found_without(fd) {
             *slot = None;
-            self.shared.rested.store(true, Ordering::Relaxed);
         } else if let Some(content) = self.content.lock().upgrade() {
             *slot = Some(content);
         }
