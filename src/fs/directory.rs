@@ -37,8 +37,9 @@ struct Listing {
 
 struct Stream {
     fd: OwnedFd,
-    /// Position of the first entry in `ahead`, or of the descriptor.
+    /// Position behind the last entry that was given.
     position: u64,
+    /// What comes next, hidden entries included.
     ahead: VecDeque<DirEntry>,
 }
 
@@ -91,17 +92,22 @@ impl Fs {
         let listing = self.listing(ino)?;
         let mut stream = listing.stream.lock();
         stream.move_to(position)?;
+        let mut given = false;
         while let Some(entry) = stream.peek()? {
-            let (next, listed) = (entry.next, self.listed(&listing.inode, entry)?);
-            if let Some(listed) = listed
-                && !take(&listed)
-            {
-                return Ok(());
+            let next = entry.next;
+            if let Some(listed) = self.listed(&listing.inode, entry)? {
+                if !take(&listed) {
+                    return Ok(());
+                }
+                given = true;
+                stream.position = next;
             }
             stream.ahead.pop_front();
-            stream.position = next;
         }
-        self.forget_listing(ino);
+        // After the last entries, the kernel asks whether there are more.
+        if !given {
+            self.forget_listing(ino);
+        }
         Ok(())
     }
 

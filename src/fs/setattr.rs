@@ -65,11 +65,16 @@ impl Fs {
         if let Some(mode) = changes.mode {
             dir::chmod(inode.fd()?, mode)?;
         }
-        self.change_times_of(&inode, changes)?;
-        self.attr(&inode).map(|attr| entry(&inode, attr))
+        let stat = match self.change_times_of(&inode, changes)? {
+            Some(stat) => stat,
+            None => dir::stat(inode.fd()?)?,
+        };
+        let attr = self.attr_of(&inode, &stat);
+        attr.map(|attr| entry(&inode, attr))
     }
 
-    fn change_times_of(&self, inode: &Inode, changes: &Changes) -> Result<()> {
+    /// Gives what the host says after that, if it was asked.
+    fn change_times_of(&self, inode: &Inode, changes: &Changes) -> Result<Option<dir::Stat>> {
         let _turn = inode.held_times.turn();
         inode.held_times.set(changes);
         let times = Timestamps {
@@ -77,31 +82,34 @@ impl Fs {
             last_modification: timespec(changes.mtime),
         };
         if changes.atime.is_some() || changes.mtime.is_some() {
-            self.set_times(inode, Some(&times), changes.ctime)?;
+            self.set_times(inode, Some(&times), changes.ctime)
         } else if changes.ctime.is_some() {
-            self.set_times(inode, None, changes.ctime)?;
+            self.set_times(inode, None, changes.ctime)
+        } else {
+            Ok(None)
         }
-        Ok(())
     }
 
-    /// Sets times, and what to show as the change time that this makes.
+    /// Sets times, and what to show as the change time that this makes; with that,
+    /// gives what the host says then.
     pub(super) fn set_times(
         &self,
         inode: &Inode,
         times: Option<&Timestamps>,
         ctime: Option<TimeSpec>,
-    ) -> Result<()> {
-        let set = || -> Result<()> {
+    ) -> Result<Option<dir::Stat>> {
+        let set = || -> Result<_> {
             let fd = inode.fd()?;
             if let Some(times) = times {
                 dir::set_times(&fd, times)?;
             }
-            if let Some(shown) = ctime {
-                let host = time(dir::stat(&fd)?.stx_ctime);
-                let known = &self.volume.change_times;
-                known.show(inode.host_ino, host, shown);
-            }
-            Ok(())
+            let Some(shown) = ctime else {
+                return Ok(None);
+            };
+            let stat = dir::stat(&fd)?;
+            let known = &self.volume.change_times;
+            known.show(inode.host_ino, time(stat.stx_ctime), shown);
+            Ok(Some(stat))
         };
         match self.files.get(inode.host_ino) {
             Some(file) => file.with_times_at_rest(set),

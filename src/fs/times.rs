@@ -116,7 +116,7 @@ impl Fs {
         };
         match self.set_times(inode, Some(&times), Some(ctime)) {
             // Another user's file on an unprivileged mount: its times move.
-            Ok(()) | Err(FsError::Host(Errno::PERM)) => {}
+            Ok(_) | Err(FsError::Host(Errno::PERM)) => {}
             Err(error) => log::debug!("the times of inode {}: {error}", inode.ino),
         }
     }
