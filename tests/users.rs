@@ -4,12 +4,16 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
+
+use rustix::fs::{FlockOperation, flock};
 
 use common::sys::as_user;
 use common::{
-    Mount, Options, PATIENCE, Volume, eventually, is_plain, is_root, mount_line, said, skip,
+    Mount, Options, PATIENCE, Volume, eventually, is_plain, is_root, kernel_lacks, mount_line,
+    noise, said, skip,
 };
 
 const USER: u32 = 65_534;
@@ -195,4 +199,91 @@ fn directories_that_their_owner_closed() {
         });
         mount.remount();
     }
+}
+
+/// Whoever has a directory open goes on using it, whatever becomes of the one above.
+#[test]
+fn what_is_open_in_a_directory_that_its_owner_closed() {
+    let Some(volume) = volume() else { return };
+    let mut mount = Mount::of(volume, Options::default());
+    as_user(USER, USER, &[], || {
+        fs::create_dir_all(mount.join("closed/sub")).unwrap();
+        fs::write(mount.join("closed/sub/f"), b"in it").unwrap();
+    });
+    // So that nothing is known to the daemon.
+    mount.remount();
+    as_user(USER, USER, &[], || {
+        let closed = mount.join("closed");
+        let open = File::open(closed.join("sub")).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        let sub = format!("/proc/self/fd/{}", open.as_raw_fd());
+        let mut names = fs::read_dir(&sub).unwrap().map(|e| e.unwrap().file_name());
+        assert!(names.next().is_some_and(|name| name == "f") && names.next().is_none());
+        assert_eq!(fs::read(format!("{sub}/f")).unwrap(), b"in it");
+        assert_eq!(fs::metadata(&closed).unwrap().mode() & 0o777, 0);
+    });
+}
+
+/// Has the kernel offer io_uring to every new mount, until it is dropped; with what the
+/// setting was before.
+struct Offered(File, [u8; 1]);
+
+impl Offered {
+    fn new() -> Option<Self> {
+        const SETTING: &str = "/sys/module/fuse/parameters/enable_uring";
+        let setting = File::options().read(true).write(true).open(SETTING).ok()?;
+        // kmsfs locks it while it changes it.
+        flock(&setting, FlockOperation::LockExclusive).unwrap();
+        let mut before = [0];
+        setting.read_at(&mut before, 0).unwrap();
+        setting.write_all_at(b"Y", 0).unwrap();
+        Some(Self(setting, before))
+    }
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.0.write_all_at(&self.1, 0).expect("it is back");
+    }
+}
+
+#[test]
+fn a_user_gets_io_uring_where_the_system_offers_it() {
+    let Some(volume) = volume() else { return };
+    let forbidden = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    if forbidden.is_ok_and(|text| text.trim() != "0") {
+        return kernel_lacks("io_uring for everyone");
+    }
+    let Some(offered) = Offered::new() else {
+        return kernel_lacks("io_uring for FUSE");
+    };
+    let options = Options {
+        mount: "io_uring".into(),
+        ..Options::default()
+    };
+    let mut mount = Mount::of(volume, options);
+    drop(offered);
+    let tasks = fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap();
+    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    assert!(names.filter(|name| name.starts_with("kmsfs-ring")).count() >= 2);
+    as_user(USER, USER, &[], || {
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let mount = &mount;
+                scope.spawn(move || {
+                    for i in 0..50 {
+                        let path = mount.join(format!("{thread}.{i}"));
+                        fs::write(&path, noise(i, 20_000)).unwrap();
+                        File::open(&path).unwrap().sync_all().unwrap();
+                        assert!(fs::read(&path).unwrap() == noise(i, 20_000));
+                    }
+                });
+            }
+        });
+    });
+    mount.remount();
+    as_user(USER, USER, &[], || {
+        assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 400);
+        assert!(fs::read(mount.join("7.49")).unwrap() == noise(49, 20_000));
+    });
 }

@@ -377,6 +377,13 @@ impl Fs {
         };
         if inode.kind == FileKind::Directory {
             self.forget_listing(ino);
+            // A file with several names may have been found here last. From now on
+            // nobody says what becomes of this directory's own name.
+            if Arc::strong_count(&inode) > 1
+                && let Err(error) = inode.fd()
+            {
+                log::debug!("inode {ino} is forgotten and in use: {error}");
+            }
         }
         if let Some(handle) = inode.reference.handle() {
             self.inodes.forgotten.lock().put(ino, handle);
