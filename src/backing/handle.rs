@@ -2,7 +2,6 @@
 //! `open_by_handle_at(2)` on the mount.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -30,18 +29,6 @@ struct Raw {
 /// # Errors
 /// `OPNOTSUPP` on filesystems that have none.
 pub fn of(fd: impl AsFd) -> Result<FileHandle> {
-    at(fd, c"", libc::AT_EMPTY_PATH)
-}
-
-/// The handle of an entry; a symbolic link is not followed.
-///
-/// # Errors
-/// The same, and those of looking it up.
-pub fn of_entry(dir: impl AsFd, name: &[u8]) -> Result<FileHandle> {
-    at(dir, &CString::new(name).map_err(|_| Errno::INVAL)?, 0)
-}
-
-fn at(fd: impl AsFd, path: &CStr, flags: i32) -> Result<FileHandle> {
     let mut raw = Raw {
         len: MOST as u32,
         kind: 0,
@@ -53,10 +40,10 @@ fn at(fd: impl AsFd, path: &CStr, flags: i32) -> Result<FileHandle> {
     let status = unsafe {
         libc::name_to_handle_at(
             fd.as_fd().as_raw_fd(),
-            path.as_ptr(),
+            c"".as_ptr(),
             (&raw mut raw).cast(),
             &raw mut mount,
-            flags,
+            libc::AT_EMPTY_PATH,
         )
     };
     if status != 0 {

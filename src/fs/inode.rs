@@ -9,10 +9,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::backing::{Descriptor, dir, handle};
+use crate::backing::{Descriptor, dir};
 use crate::types::DirId;
 
 use super::attr::{self, FileKind};
@@ -25,9 +24,6 @@ use super::{Attr, Fs, FsError, Result};
 pub const ROOT: u64 = 1;
 
 const SHARDS: usize = 64;
-/// Forgotten inodes whose file handles are remembered, for `nfsd` and
-/// `open_by_handle_at(2)`.
-const REMEMBERED: usize = 65_536;
 
 /// An inode the kernel knows.
 pub(super) struct Inode {
@@ -98,8 +94,7 @@ pub(super) struct InodeTable {
     root: Arc<Inode>,
     device: (u32, u32),
     shards: Vec<Mutex<HashMap<u64, Known>>>,
-    forgotten: Mutex<LruCache<u64, handle::FileHandle>>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Most descriptors to keep, and the shard to look at next for more.
     limit: usize,
     resting: Mutex<usize>,
@@ -113,12 +108,10 @@ impl InodeTable {
     pub(super) fn new(root: OwnedFd, limit: usize) -> Result<Self> {
         let stat = dir::stat(&root)?;
         let shared = Arc::new(Shared::new(&root)?);
-        let remembered = std::num::NonZero::new(REMEMBERED).expect("not zero");
         Ok(Self {
             root: Arc::new(Inode::new(Some(root), ROOT, &stat, &shared)?),
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            forgotten: Mutex::new(LruCache::new(remembered)),
             shared,
             limit,
             resting: Mutex::new(0),
@@ -188,7 +181,7 @@ impl InodeTable {
 
     /// Counts one more lookup of an inode the table knows. One that had the
     /// number before and was deleted is not it.
-    fn look_up_known(&self, ino: u64, generation: Option<u64>) -> Option<Arc<Inode>> {
+    pub(super) fn look_up_known(&self, ino: u64, generation: Option<u64>) -> Option<Arc<Inode>> {
         let mut shard = self.shard(ino).lock();
         let known = shard.get_mut(&ino)?;
         if generation.is_some_and(|g| g != known.inode.generation) {
@@ -306,13 +299,12 @@ impl Fs {
         let Ok(stat) = dir::stat_at(&directory, stored) else {
             return Ok(None);
         };
-        let known = self.inodes.get(self.inodes.visible(stat.stx_ino));
+        let ino = self.inodes.visible(stat.stx_ino);
         let same = |inode: &Arc<Inode>| inode.generation == attr::generation(&stat);
-        let inode = known.ok().filter(same);
+        let inode = self.inodes.get(ino).ok().filter(same);
         if let Some(inode) = &inode {
-            inode
-                .reference
-                .leaves(|| dir::open_path(&directory, stored));
+            let open = || dir::open_path(&directory, stored);
+            inode.reference.leaves(open);
         }
         Ok(inode)
     }
@@ -324,34 +316,6 @@ impl Fs {
             return Err(FsError::NotFound);
         }
         Ok(self.inodes.visible(stat.stx_ino))
-    }
-
-    /// The inode by its number alone, even if it was forgotten.
-    fn revive(&self, ino: u64) -> Result<Entry> {
-        if let Ok(inode) = self.inodes.get(ino) {
-            let stat = dir::stat(inode.fd()?)?;
-            // The kernel asks only for what it does not hold, so nobody has this
-            // file open: it is gone, and the forget is still on its way.
-            if stat.stx_nlink == 0 {
-                return Err(FsError::Stale);
-            }
-            let attr = self.attr_of(&inode, &stat)?;
-            let counted = ino == ROOT || self.inodes.look_up_known(ino, None).is_some();
-            if counted {
-                return Ok(entry(&inode, attr));
-            }
-        }
-        let handle = self.inodes.forgotten.lock().get(&ino).cloned();
-        let handle = handle.ok_or(FsError::Stale)?;
-        let fd = self.inodes.shared.open_handle(&handle);
-        let fd = fd.map_err(|_| FsError::Stale)?;
-        let stat = dir::stat(&fd)?;
-        // Not this one's: see `Reference::handle`.
-        let another = self.visible_on_device(&stat)? != ino;
-        if stat.stx_nlink == 0 || another {
-            return Err(FsError::Stale);
-        }
-        self.admit(fd, &stat)
     }
 
     fn lookup_parent(&self, ino: u64) -> Result<Entry> {
@@ -385,9 +349,7 @@ impl Fs {
                 log::debug!("inode {ino} is forgotten and in use: {error}");
             }
         }
-        if let Some(handle) = inode.reference.handle() {
-            self.inodes.forgotten.lock().put(ino, handle);
-        }
+        self.remember(&inode);
     }
 
     /// Number of inodes that the kernel knows besides the root.

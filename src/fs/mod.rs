@@ -4,6 +4,7 @@
 pub mod attr;
 mod create;
 mod directory;
+mod forgotten;
 mod inode;
 pub mod keeper;
 mod link;
@@ -98,6 +99,7 @@ pub struct Fs {
     listings: directory::Listings,
     overflow: link::Overflow,
     siblings: siblings::Siblings,
+    forgotten: forgotten::Forgotten,
     times_are_kept: AtomicBool,
 }
 

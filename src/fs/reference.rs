@@ -39,6 +39,11 @@ impl Shared {
         })
     }
 
+    /// Whether this process may open file handles.
+    pub(super) fn opens_handles(&self) -> bool {
+        self.filesystem.is_some()
+    }
+
     /// How many descriptors are open.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
@@ -242,19 +247,17 @@ impl Reference {
         self.place.lock().is_some() || self.handle_of(fd).is_some() && !is_deleted()
     }
 
-    /// The handle, if this process may use handles; of an inode that is where it was
-    /// found, another one's that has come there since.
+    /// The handle, if this process may use handles, and it is known or there is a
+    /// descriptor to ask for it by.
     pub(super) fn handle(&self) -> Option<handle::FileHandle> {
-        if let Some(fd) = &*self.fd.lock() {
-            return self.handle_of(fd);
-        }
-        self.shared.filesystem.as_ref()?;
-        let known = self.handle.get().cloned();
-        known.or_else(|| {
-            let place = self.place.lock().clone()?;
-            let directory = place.directory.reference.fd().ok()?;
-            handle::of_entry(&directory, &place.name).ok()
-        })
+        let known = || self.handle.get().cloned();
+        known().or_else(|| self.handle_of(self.fd.lock().as_ref()?))
+    }
+
+    /// The directory's number and the stored name by which it was found, if it is there.
+    pub(super) fn place(&self) -> Option<(u64, Box<[u8]>)> {
+        let place = self.place.lock();
+        place.as_ref().map(|p| (p.directory.ino, p.name.clone()))
     }
 
     fn handle_of(&self, fd: &Descriptor) -> Option<handle::FileHandle> {

@@ -236,6 +236,7 @@ impl Found {
             listings: Default::default(),
             overflow: Default::default(),
             siblings: Default::default(),
+            forgotten: Default::default(),
             times_are_kept: Default::default(),
         };
         Ok(Mounted {

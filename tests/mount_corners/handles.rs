@@ -146,6 +146,42 @@ fn handles_open_after_the_kernel_forgot_the_inode() {
     assert_eq!(errno(file.open(&root, libc::O_RDONLY)), libc::ESTALE);
 }
 
+/// Nothing of it was opened by the daemon before the kernel forgot it.
+#[test]
+fn handles_of_what_was_only_looked_at() {
+    if !can_drop_caches() {
+        return;
+    }
+    let mut mount = Mount::simple();
+    fs::create_dir_all(mount.join("a/b/empty")).unwrap();
+    fs::write(mount.join("a/b/f"), noise(1, 10_000)).unwrap();
+    mount.remount();
+    let root = File::open(mount.path()).unwrap();
+    let file = Handle::of(&mount.join("a/b/f")).unwrap();
+    let empty = Handle::of(&mount.join("a/b/empty")).unwrap();
+    let inode = fs::metadata(mount.join("a/b/f")).unwrap().ino();
+    for name in ["a", "moved"] {
+        drop_caches(3);
+        let mut back = File::from(file.open(&root, libc::O_RDONLY).unwrap());
+        assert_eq!(back.metadata().unwrap().ino(), inode);
+        let mut data = Vec::new();
+        back.read_to_end(&mut data).unwrap();
+        assert!(data == noise(1, 10_000));
+        let directory = libc::O_RDONLY | libc::O_DIRECTORY;
+        drop(empty.open(&root, directory).unwrap());
+        drop(back);
+        drop_caches(3);
+        // Both are forgotten while a directory above them gets another name.
+        fs::rename(mount.join(name), mount.join("moved")).unwrap();
+    }
+    // What takes its place is not it.
+    fs::write(mount.join("new"), b"new").unwrap();
+    fs::rename(mount.join("new"), mount.join("moved/b/f")).unwrap();
+    drop_caches(3);
+    let stale = || errno(file.open(&root, libc::O_RDONLY)) == libc::ESTALE;
+    assert!(eventually(Duration::from_secs(10), stale));
+}
+
 #[test]
 fn a_handle_does_not_open_an_unrelated_file_that_got_the_same_inode() {
     if !can_drop_caches() {
