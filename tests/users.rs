@@ -215,7 +215,7 @@ fn what_is_open_in_a_directory_that_its_owner_closed() {
     as_user(USER, USER, &[], || {
         let closed = mount.join("closed");
         let open = File::open(closed.join("sub")).unwrap();
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         let sub = format!("/proc/self/fd/{}", open.as_raw_fd());
         let mut names = fs::read_dir(&sub).unwrap().map(|e| e.unwrap().file_name());
         assert!(names.next().is_some_and(|name| name == "f") && names.next().is_none());
