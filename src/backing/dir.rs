@@ -134,14 +134,17 @@ pub fn mkdir(dir: impl AsFd, name: &[u8], mode: u32) -> Result<()> {
     fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))
 }
 
+/// Major and minor number of a device in the kernel's 32-bit form, which the FUSE
+/// protocol has.
+pub fn device_numbers(device: u32) -> (u32, u32) {
+    let minor = (device & 0xff) | ((device >> 12) & 0xfff00);
+    ((device >> 8) & 0xfff, minor)
+}
+
 /// Creates a fifo, socket, device or regular file.
 pub fn mknod(dir: impl AsFd, name: &[u8], mode: u32, device: u32) -> Result<()> {
     let kind = FileType::from_raw_mode(mode);
-    // The FUSE protocol has the kernel's 32-bit form of device numbers.
-    let (major, minor) = (
-        (device >> 8) & 0xfff,
-        (device & 0xff) | ((device >> 12) & 0xfff00),
-    );
+    let (major, minor) = device_numbers(device);
     let device = fs::makedev(major, minor);
     fs::mknodat(dir, name, kind, Mode::from_raw_mode(mode & 0o7777), device)
 }

@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use crate::backing::{dir, handle};
 
 use super::inode::{Entry, Inode, ROOT, entry};
-use super::{Fs, FsError, Result, attr};
+use super::reference::open_named;
+use super::{Fs, FsError, Result};
 
 /// How many are remembered.
 const REMEMBERED: NonZero<usize> = NonZero::new(65_536).expect("not zero");
@@ -116,12 +117,9 @@ impl Fs {
     }
 
     fn open_at(&self, directory: impl AsFd, ino: u64, place: &Place) -> Result<OwnedFd> {
-        let opened = dir::open_path(directory, &place.name).map_err(|_| FsError::Stale)?;
-        let stat = dir::stat(&opened)?;
-        let found = (self.inodes.visible(stat.stx_ino), attr::generation(&stat));
-        match found == (ino, place.generation) {
-            true => Ok(opened),
-            false => Err(FsError::Stale),
-        }
+        // What users see of a number leads back to it.
+        let host_ino = self.inodes.visible(ino);
+        let opened = open_named(directory, &place.name, host_ino, place.generation);
+        opened.map_err(|_| FsError::Stale)
     }
 }

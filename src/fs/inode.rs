@@ -85,6 +85,13 @@ impl Inode {
     }
 }
 
+/// What a name that is about to go leads to.
+pub(super) struct Leaving {
+    pub(super) stat: dir::Stat,
+    /// If it is known.
+    pub(super) inode: Option<Arc<Inode>>,
+}
+
 struct Known {
     inode: Arc<Inode>,
     lookups: u64,
@@ -292,9 +299,9 @@ impl Fs {
         Ok(self.inodes.insert(inode))
     }
 
-    /// Tells the inode that is about to lose the name `stored` in `parent`, and gives
-    /// it; `None` if it is not known.
-    pub(super) fn leaves(&self, parent: &Inode, stored: &[u8]) -> Result<Option<Arc<Inode>>> {
+    /// Tells the inode that is about to lose the name `stored` in `parent`, if it is
+    /// known; `None` if there is no such name.
+    pub(super) fn leaves(&self, parent: &Inode, stored: &[u8]) -> Result<Option<Leaving>> {
         let directory = parent.fd()?;
         let Ok(stat) = dir::stat_at(&directory, stored) else {
             return Ok(None);
@@ -306,7 +313,7 @@ impl Fs {
             let open = || dir::open_path(&directory, stored);
             inode.reference.leaves(open);
         }
-        Ok(inode)
+        Ok(Some(Leaving { stat, inode }))
     }
 
     /// A directory that is a mount point of another filesystem cannot be

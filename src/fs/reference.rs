@@ -7,7 +7,7 @@
 //! up its own. One that was not found since it lost a name is opened by its file handle
 //! again, if this process may do that.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -155,20 +155,8 @@ impl Reference {
     }
 
     fn open_at(&self, directory: &Descriptor, name: &[u8]) -> Result<Arc<Descriptor>> {
-        let open = || dir::open_path(directory, name);
-        let opened = dir::with_access(directory, 0o100, open).map_err(|error| match error {
-            Errno::NOENT => Errno::STALE,
-            other => other,
-        })?;
-        match self.is_behind(&opened)? {
-            true => Ok(self.keep(opened)),
-            false => Err(Errno::STALE),
-        }
-    }
-
-    fn is_behind(&self, fd: &OwnedFd) -> Result<bool> {
-        let stat = dir::stat(fd)?;
-        Ok((stat.stx_ino, attr::generation(&stat)) == (self.host_ino, self.generation))
+        let opened = open_named(directory, name, self.host_ino, self.generation)?;
+        Ok(self.keep(opened))
     }
 
     /// Opens the content of a regular file.
@@ -188,7 +176,8 @@ impl Reference {
         let place = self.place.lock().clone()?;
         let directory = place.directory.reference.fd().ok()?;
         let opened = dir::open_file(&directory, &place.name, true).ok()?;
-        self.is_behind(&opened).ok()?.then_some(opened)
+        let found = is_behind(&opened, self.host_ino, self.generation);
+        found.ok()?.then_some(opened)
     }
 
     /// Notes that it was found as `name` in `directory`.
@@ -285,6 +274,32 @@ impl Reference {
             *slot = Some(content);
         }
     }
+}
+
+/// Opens (`O_PATH`) what is called `name`, if it is the inode meant.
+///
+/// # Errors
+/// `STALE` if it is not there, or another one is.
+pub(super) fn open_named(
+    directory: impl AsFd,
+    name: &[u8],
+    host_ino: u64,
+    generation: u64,
+) -> Result<OwnedFd> {
+    let open = || dir::open_path(&directory, name);
+    let opened = dir::with_access(&directory, 0o100, open).map_err(|error| match error {
+        Errno::NOENT => Errno::STALE,
+        other => other,
+    })?;
+    match is_behind(&opened, host_ino, generation)? {
+        true => Ok(opened),
+        false => Err(Errno::STALE),
+    }
+}
+
+fn is_behind(fd: &OwnedFd, host_ino: u64, generation: u64) -> Result<bool> {
+    let stat = dir::stat(fd)?;
+    Ok((stat.stx_ino, attr::generation(&stat)) == (host_ino, generation))
 }
 
 fn is(descriptor: &Arc<Descriptor>, other: &Weak<Descriptor>) -> bool {

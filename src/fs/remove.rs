@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use crate::backing::{Errno, dir};
 use crate::types::DirId;
 
-use super::inode::{Inode, absent};
+use super::inode::{Inode, Leaving, absent};
 use super::names::{DIR_ID, StoredName};
 use super::{Fs, FsError, Result};
 
@@ -109,7 +109,7 @@ impl Fs {
         let moved = self.leaves(&parent, old.entry())?;
         let other = self.leaves(&new_parent, new.entry())?;
         let emptied = match replaces {
-            true => self.empty_target(&parent, &old, &new_parent, &new)?,
+            true => self.empty_target(moved.as_ref(), other.as_ref(), &new_parent, &new)?,
             false => None,
         };
         new.prepare(&new_parent)?;
@@ -129,10 +129,12 @@ impl Fs {
         }
         old.clean_up(&parent);
         self.remove_overflow(overflow);
-        if let Some(moved) = moved {
+        if let Some(moved) = moved.and_then(|leaving| leaving.inode) {
             moved.reference.found(&new_parent, new.entry());
         }
-        if let (Some(other), true) = (other, flags & EXCHANGE != 0) {
+        if flags & EXCHANGE != 0
+            && let Some(other) = other.and_then(|leaving| leaving.inode)
+        {
             other.reference.found(&parent, old.entry());
         }
         Ok(())
@@ -142,15 +144,16 @@ impl Fs {
     /// that goes.
     fn empty_target(
         &self,
-        parent: &Inode,
-        old: &StoredName,
+        source: Option<&Leaving>,
+        target: Option<&Leaving>,
         new_parent: &Inode,
         new: &StoredName,
     ) -> Result<Option<Emptied>> {
-        let Ok(target) = dir::stat_at(new_parent.fd()?, new.entry()) else {
+        // Where there is no source, the host says so.
+        let (Some(source), Some(target)) = (source, target) else {
             return Ok(None);
         };
-        let source = dir::stat_at(parent.fd()?, old.entry()).map_err(absent)?;
+        let (source, target) = (&source.stat, &target.stat);
         let is_dir = |mode: u16| mode & 0o170_000 == 0o040_000;
         let same = source.stx_ino == target.stx_ino;
         if same || !is_dir(source.stx_mode) || !is_dir(target.stx_mode) {

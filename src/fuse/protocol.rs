@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::backing::dir::device_numbers;
 use crate::fs::{Attr, FileKind};
 use crate::types::TimeSpec;
 
@@ -210,11 +211,8 @@ impl Message {
         for time in times {
             message = message.u64(time.sec as u64).u32(time.nsec).u32(0);
         }
-        let device = (
-            attr.rdev >> 8 & 0xfff,
-            attr.rdev & 0xff | attr.rdev >> 12 & 0xfff00,
-        );
-        message.u32(device.0).u32(device.1).zeros(8 + 14 * 8)
+        let (major, minor) = device_numbers(attr.rdev);
+        message.u32(major).u32(minor).zeros(8 + 14 * 8)
     }
 
     /// `struct fuse_entry_out`: how long the kernel may keep the name and the
