@@ -5,18 +5,16 @@
 mod common;
 
 use std::fs::{self, File, Permissions};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use kmsfs::sys::process::kernel_version;
-use rustix::fs::{AtFlags, CWD, linkat};
-
+use common::sys::link_open;
 use common::{
     Mount, Options, can_drop_caches, descriptors_of, drop_caches, env_number, eventually, is_root,
     noise, process_status, skip,
 };
+use kmsfs::sys::process::kernel_version;
 
 const MIB: u64 = 1024;
 
@@ -157,10 +155,9 @@ fn more_files_than_descriptors_with(no_handles: bool) {
     unnamed.write(true).custom_flags(libc::O_TMPFILE);
     let unnamed = unnamed.open(mount.path()).ok();
     assert!(unnamed.is_some() || kernel_version() < Some((6, 2)));
-    let name = unnamed.as_ref().map(|file| {
+    if let Some(file) = &unnamed {
         file.write_all_at(b"unnamed", 0).unwrap();
-        format!("/proc/self/fd/{}", file.as_raw_fd())
-    });
+    }
     // Names that change meanwhile.
     fs::rename(mount.join("d0"), mount.join("moved")).unwrap();
     fs::rename(mount.join("moved"), mount.join("d4/below")).unwrap();
@@ -207,9 +204,9 @@ fn more_files_than_descriptors_with(no_handles: bool) {
     for deep in &open_deep {
         assert!(fs::metadata(deep).unwrap().is_dir());
     }
-    if let Some(name) = name {
+    if let Some(file) = &unnamed {
         let path = mount.join("named");
-        linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW).unwrap();
+        link_open(file, &path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"unnamed");
     }
     fs::remove_file(mount.join("d2/file number 2002")).unwrap();

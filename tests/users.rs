@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use common::sys::as_user;
 use common::{
     Mount, Options, PATIENCE, Volume, eventually, is_plain, is_root, kernel_lacks, mount_line,
-    noise, said, skip,
+    noise, said, skip, threads_of,
 };
 
 const USER: u32 = 65_534;
@@ -263,9 +263,8 @@ fn a_user_gets_io_uring_where_the_system_offers_it() {
     };
     let mut mount = Mount::of(volume, options);
     drop(offered);
-    let tasks = fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap();
-    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
-    assert!(names.filter(|name| name.starts_with("kmsfs-ring")).count() >= 2);
+    let rings = threads_of(mount.pid()).into_iter();
+    assert!(rings.filter(|name| name.starts_with("kmsfs-ring")).count() >= 2);
     as_user(USER, USER, &[], || {
         std::thread::scope(|scope| {
             for thread in 0..8 {

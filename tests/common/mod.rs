@@ -178,6 +178,14 @@ pub fn descriptors_of(pid: u32) -> usize {
         .count()
 }
 
+/// The names of a process's threads.
+pub fn threads_of(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm"));
+    let names = tasks.filter_map(|task| name(task.expect("readdir")).ok());
+    names.map(|name| name.trim().to_owned()).collect()
+}
+
 /// A served mount of a volume of its own, or a plain directory in its place.
 pub struct Mount {
     place: Place,

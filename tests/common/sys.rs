@@ -11,6 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, linkat};
 use rustix::thread::CapabilitySet;
 
 /// Turns -1 into the error of `errno`.
@@ -557,6 +558,12 @@ pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool 
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Gives an open file a name, in the way that needs no privilege.
+pub fn link_open(file: &impl AsRawFd, path: &Path) -> rustix::io::Result<()> {
+    let by = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(CWD, by, CWD, path, AtFlags::SYMLINK_FOLLOW)
 }
 
 /// Pages of the file that the host has in memory. (A read that does not wait would

@@ -9,17 +9,13 @@ use std::thread;
 
 use rustix::fs::SeekFrom;
 
-use crate::common::{Mount, Options, PATIENCE, Volume, eventually, filter};
+use crate::common::{Mount, Options, PATIENCE, Volume, eventually, filter, threads_of};
 use crate::text;
 
 const SETTING: &str = "/sys/module/fuse/parameters/enable_uring";
 
-/// The names of the daemon's threads.
 fn threads(mount: &Mount) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", mount.pid())).expect("the daemon runs");
-    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm"));
-    let names = tasks.filter_map(|task| name(task.expect("readdir")).ok());
-    names.map(|name| name.trim().to_owned()).collect()
+    threads_of(mount.pid())
 }
 
 fn count(mount: &Mount, prefix: &str) -> usize {

@@ -5,11 +5,9 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD};
-
 use kmsfs::sys::process::kernel_version;
 
-use crate::common::sys::as_user;
+use crate::common::sys::{as_user, link_open};
 use crate::common::{Mount, is_plain, is_root, kernel_lacks, noise, skip};
 use crate::{errno, list};
 
@@ -27,13 +25,6 @@ fn unnamed(dir: &Path, flags: i32) -> Option<File> {
             None
         }
     }
-}
-
-/// Gives it a name, in the way that needs no privilege.
-fn name(file: &File, path: &Path) -> rustix::io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let by = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::fs::linkat(CWD, by, CWD, path, AtFlags::SYMLINK_FOLLOW)
 }
 
 #[test]
@@ -67,10 +58,10 @@ fn an_unnamed_file_can_be_named_once_it_is_whole() {
         };
         let path = mount.join(what);
         file.write_all(&noise(2, len)).unwrap();
-        name(&file, &path).unwrap();
-        assert_eq!(errno(name(&file, &path)), libc::EEXIST);
+        link_open(&file, &path).unwrap();
+        assert_eq!(errno(link_open(&file, &path)), libc::EEXIST);
         assert_eq!(file.metadata().unwrap().nlink(), 1, "{what}");
-        name(&file, &mount.join(format!("{what} again"))).unwrap();
+        link_open(&file, &mount.join(format!("{what} again"))).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().nlink(), 2, "{what}");
         file.write_all(b"more").unwrap();
     }
@@ -88,7 +79,7 @@ fn an_exclusive_unnamed_file_stays_unnamed() {
     let Some(file) = unnamed(mount.path(), libc::O_EXCL) else {
         return;
     };
-    assert_eq!(errno(name(&file, &mount.join("f"))), libc::ENOENT);
+    assert_eq!(errno(link_open(&file, &mount.join("f"))), libc::ENOENT);
     assert!(list(mount.path()).iter().all(|name| name != "f"));
 }
 
