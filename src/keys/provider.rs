@@ -104,6 +104,17 @@ pub trait KeyProvider: Send + Sync {
         self.wrap(context, &key)
     }
 
+    /// Whether credentials are to be renewed now that would otherwise end while
+    /// nobody asks for anything, and could not be had again then. Quick.
+    fn credentials_are_due(&self) -> bool {
+        false
+    }
+
+    /// Renews credentials that are due.
+    fn renew_credentials(&self) -> Result<(), KeyError> {
+        Ok(())
+    }
+
     /// What the provider says about the key, as names and values for people.
     fn describe(&self) -> Result<Vec<(&'static str, String)>, KeyError> {
         Ok(Vec::new())

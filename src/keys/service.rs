@@ -24,7 +24,7 @@ use crate::keys::cache::{CacheCounters, CacheLimits, KeyCache};
 use crate::keys::patience::{self, Priority};
 use crate::keys::ring::KeyRing;
 use crate::keys::stats::{CacheStats, KeyServiceStats};
-use crate::keys::{KeyContext, KeyError, WrappedKey};
+use crate::keys::{KeyContext, KeyError, KeyProvider, WrappedKey};
 use crate::sys::clock::{BootClock, Clock};
 use crate::sys::workers::Workers;
 use crate::types::{FileId, KeyLen, VolumeId};
@@ -334,9 +334,19 @@ impl KeyService {
         self.cache.drop_all();
     }
 
-    /// Forgets the keys whose time has come and says how many they were; the
-    /// mount calls it every few seconds.
+    /// Forgets the keys whose time has come and says how many they were, and has
+    /// credentials renewed that would end unused; the mount calls it every second.
     pub fn sweep(&self) -> usize {
+        for recipient in &self.recipients {
+            if recipient.credentials_are_due() {
+                let recipient = Arc::clone(recipient);
+                self.workers.run(move || {
+                    if let Err(error) = recipient.renew_credentials() {
+                        log::warn!("credentials are not renewed: {error}");
+                    }
+                });
+            }
+        }
         self.pool.sweep();
         self.cache.sweep()
     }

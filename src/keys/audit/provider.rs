@@ -112,6 +112,14 @@ impl KeyProvider for Audited {
         self.inner.describe()
     }
 
+    fn credentials_are_due(&self) -> bool {
+        self.inner.credentials_are_due()
+    }
+
+    fn renew_credentials(&self) -> Result<(), KeyError> {
+        self.inner.renew_credentials()
+    }
+
     fn advice(&self, error: &KeyError) -> Option<String> {
         self.inner.advice(error)
     }

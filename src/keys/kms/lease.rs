@@ -36,12 +36,26 @@ struct Held<T> {
     tried: Instant,
 }
 
-impl<T> Held<T> {
+impl<T: Lease> Held<T> {
     fn new(lease: &Arc<T>) -> Self {
         Self {
             lease: Arc::clone(lease),
             tried: Instant::now(),
         }
+    }
+
+    fn seconds_left(&self) -> u64 {
+        let end = self.lease.end();
+        end.map_or(u64::MAX, |end| end.saturating_sub(clock::unix_seconds()))
+    }
+
+    /// Whether to try and get another now.
+    fn is_due(&self) -> bool {
+        let left = self.seconds_left();
+        let renewal = self.lease.renewal();
+        left == 0
+            || renewal.is_some_and(|time| time <= clock::unix_seconds())
+                && self.tried.elapsed() >= PAUSE.min(Duration::from_secs(left) / 2)
     }
 }
 
@@ -54,7 +68,17 @@ impl<T: Lease> LeaseHolder<T> {
         }
     }
 
-    /// What to use now. `fetch` gets another; it is shown the one to renew.
+    /// Whether [`Self::get`] would now replace what has not ended yet. Does not
+    /// wait, and says no while that is being done.
+    #[cfg(feature = "hashivault")]
+    pub(super) fn is_due(&self) -> bool {
+        let is_due = |held: &Held<T>| held.seconds_left() > 0 && held.is_due();
+        let current = self.current.try_lock();
+        current.is_some_and(|current| current.as_ref().is_some_and(is_due))
+    }
+
+    /// What to use now. `fetch` gets another; it is shown the one to renew,
+    /// whose time may be over.
     pub(super) fn get(
         &self,
         deadline: Deadline,
@@ -66,21 +90,13 @@ impl<T: Lease> LeaseHolder<T> {
             *current = Some(Held::new(&lease));
             return Ok(lease);
         };
-        let now = clock::unix_seconds();
-        let due = held.lease.renewal().is_some_and(|time| time <= now);
-        let left = held
-            .lease
-            .end()
-            .map_or(u64::MAX, |end| end.saturating_sub(now));
-        let alive = left > 0;
-        let pause = PAUSE.min(Duration::from_secs(left) / 2);
-        if alive && (!due || held.tried.elapsed() < pause) {
+        if !held.is_due() {
             return Ok(Arc::clone(&held.lease));
         }
         held.tried = Instant::now();
-        match self.named(fetch(alive.then_some(&held.lease))) {
+        match self.named(fetch(Some(&held.lease))) {
             Ok(lease) => held.lease = lease,
-            Err(error) if alive => {
+            Err(error) if held.seconds_left() > 0 => {
                 log::warn!("credentials could not be renewed and end soon: {error}");
             }
             Err(error) => return Err(error),

@@ -231,6 +231,14 @@ impl KeyProvider for Guarded {
         self.call(|| self.provider.describe())
     }
 
+    fn credentials_are_due(&self) -> bool {
+        self.provider.credentials_are_due()
+    }
+
+    fn renew_credentials(&self) -> Result<(), KeyError> {
+        self.provider.renew_credentials()
+    }
+
     fn advice(&self, error: &KeyError) -> Option<String> {
         self.provider.advice(error)
     }

@@ -131,6 +131,12 @@ impl Api {
         answer.map_err(|error| error.about(&self.key, &self.origin))
     }
 
+    /// Replaces the token if that is due; the old one is kept if it fails.
+    pub(super) fn keep_token(&self, deadline: Deadline) -> Result<(), KeyError> {
+        let kept = self.tokens.get(deadline, |old| self.token(old, deadline));
+        kept.map(drop)
+    }
+
     /// Another token: the old one for longer if that can be had.
     fn token(&self, old: Option<&Token>, deadline: Deadline) -> Result<Token, KeyError> {
         if let Some(old) = old.filter(|token| token.renewable)
@@ -176,7 +182,7 @@ impl Api {
             .filter(|answer| answer.status == 200)
             .and_then(|answer| self.read::<LookedUp>(&answer).ok());
         match known {
-            Some(LookedUp { data }) => Token::new(token.text, data.ttl, data.renewable),
+            Some(LookedUp { data }) => Token::new(token.text, data.seconds(), data.renewable),
             None => token,
         }
     }

@@ -139,9 +139,23 @@ pub(super) struct LookedUp {
 #[derive(Deserialize)]
 pub(super) struct LookedUpToken {
     #[serde(default)]
-    pub(super) ttl: u64,
+    ttl: u64,
+    /// When it ends; nothing if it does not.
+    #[serde(default)]
+    expire_time: Option<String>,
     #[serde(default)]
     pub(super) renewable: bool,
+}
+
+impl LookedUpToken {
+    /// How long it lasts; 0 if it does not end.
+    pub(super) fn seconds(&self) -> u64 {
+        match self.expire_time {
+            // The last second is rounded down to none.
+            Some(_) => self.ttl.max(1),
+            None => self.ttl,
+        }
+    }
 }
 
 impl Login {
@@ -255,5 +269,24 @@ fn read(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     match text.trim() {
         "" => Err(problem("the file is empty")),
         line => Ok(Zeroizing::new(line.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LookedUpToken;
+
+    #[test]
+    fn a_token_in_its_last_second_is_none_that_lasts() {
+        let seconds = |text: &str| {
+            let token: LookedUpToken = serde_json::from_str(text).unwrap();
+            token.seconds()
+        };
+        let end = "2026-01-02T03:04:05.678Z";
+        let ending = |ttl| format!(r#"{{"ttl":{ttl},"expire_time":"{end}"}}"#);
+        assert_eq!(seconds(&ending(0)), 1);
+        assert_eq!(seconds(&ending(7)), 7);
+        assert_eq!(seconds(r#"{"ttl":0,"expire_time":null}"#), 0);
+        assert_eq!(seconds("{}"), 0);
     }
 }

@@ -411,6 +411,14 @@ impl KeyProvider for VaultProvider {
         Ok(facts)
     }
 
+    fn credentials_are_due(&self) -> bool {
+        self.api.tokens.is_due()
+    }
+
+    fn renew_credentials(&self) -> Result<(), KeyError> {
+        self.api.keep_token(self.deadline())
+    }
+
     fn advice(&self, error: &KeyError) -> Option<String> {
         let (mount, key) = (&self.uri.mount, &self.uri.key);
         Some(match error {
