@@ -337,18 +337,22 @@ impl KeyService {
     /// Forgets the keys whose time has come and says how many they were, and has
     /// credentials renewed that would end unused; the mount calls it every second.
     pub fn sweep(&self) -> usize {
-        for recipient in &self.recipients {
-            if recipient.credentials_are_due() {
-                let recipient = Arc::clone(recipient);
-                self.workers.run(move || {
-                    if let Err(error) = recipient.renew_credentials() {
-                        log::warn!("credentials are not renewed: {error}");
-                    }
-                });
-            }
-        }
+        self.renew_credentials();
         self.pool.sweep();
         self.cache.sweep()
+    }
+
+    /// Has those renewed, in the background, that are due.
+    fn renew_credentials(&self) {
+        let due = self.recipients.iter().filter(|r| r.credentials_are_due());
+        for recipient in due {
+            let recipient = Arc::clone(recipient);
+            self.workers.run(move || {
+                if let Err(error) = recipient.renew_credentials() {
+                    log::warn!("credentials are not renewed: {error}");
+                }
+            });
+        }
     }
 
     /// What the cache has done so far.

@@ -23,6 +23,13 @@ fn with_token(peer: &Peer, token: &str) -> Environment {
     Environment::of(&variables)
 }
 
+/// The peer's key, by a token that ends after [`PERIOD`].
+fn with_short_token(peer: &Peer) -> Arc<dyn KeyProvider> {
+    let token = peer.token(json!({ "period": PERIOD }));
+    let env = with_token(peer, &token);
+    peer.try_open(&peer.uri(), &env).unwrap()
+}
+
 fn generate(provider: &dyn KeyProvider) -> Result<(), KeyError> {
     provider.generate(&context(1), KeyLen::Bits256).map(drop)
 }
@@ -30,10 +37,7 @@ fn generate(provider: &dyn KeyProvider) -> Result<(), KeyError> {
 #[test]
 fn a_token_is_prolonged_while_it_can_be() {
     let peer = Peer::new(false);
-    let token = peer.token(json!({ "period": PERIOD }));
-    let provider = peer
-        .try_open(&peer.uri(), &with_token(&peer, &token))
-        .unwrap();
+    let provider = with_short_token(&peer);
     let start = Instant::now();
     while start.elapsed() < LONGER_THAN_PERIOD {
         generate(&*provider).unwrap();
@@ -45,10 +49,7 @@ fn a_token_is_prolonged_while_it_can_be() {
 #[test]
 fn a_token_that_nobody_uses_is_prolonged() {
     let peer = Peer::new(false);
-    let token = peer.token(json!({ "period": PERIOD }));
-    let provider = peer
-        .try_open(&peer.uri(), &with_token(&peer, &token))
-        .unwrap();
+    let provider = with_short_token(&peer);
     let ring = KeyRing::new(vec![provider]).unwrap();
     let keys = KeyService::new(ring, CacheLimits::default());
     let volume = context(1).volume;

@@ -1,5 +1,7 @@
 //! Calls of the server: JSON over HTTP, with a token.
 
+use std::sync::Arc;
+
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,7 +74,7 @@ impl Api {
         let mut token_was_replaced = false;
         retry::until(deadline, || {
             loop {
-                let token = self.tokens.get(deadline, |old| self.token(old, deadline))?;
+                let token = self.current_token(deadline)?;
                 let answer = self.send(call, Some(&token), deadline)?;
                 if matches!(answer.status, 200 | 204 | 207) || accept(&answer) {
                     return Ok(Ok(answer));
@@ -131,10 +133,9 @@ impl Api {
         answer.map_err(|error| error.about(&self.key, &self.origin))
     }
 
-    /// Replaces the token if that is due; the old one is kept if it fails.
-    pub(super) fn keep_token(&self, deadline: Deadline) -> Result<(), KeyError> {
-        let kept = self.tokens.get(deadline, |old| self.token(old, deadline));
-        kept.map(drop)
+    /// The token to use now, renewed if that is due.
+    pub(super) fn current_token(&self, deadline: Deadline) -> Result<Arc<Token>, KeyError> {
+        self.tokens.get(deadline, |old| self.token(old, deadline))
     }
 
     /// Another token: the old one for longer if that can be had.

@@ -416,7 +416,7 @@ impl KeyProvider for VaultProvider {
     }
 
     fn renew_credentials(&self) -> Result<(), KeyError> {
-        self.api.keep_token(self.deadline())
+        self.api.current_token(self.deadline()).map(drop)
     }
 
     fn advice(&self, error: &KeyError) -> Option<String> {
