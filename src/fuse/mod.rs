@@ -9,6 +9,7 @@ mod errno;
 mod listing;
 mod notices;
 pub mod options;
+mod precedence;
 mod protocol;
 mod reply;
 mod request;

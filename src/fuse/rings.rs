@@ -10,12 +10,14 @@ use parking_lot::Mutex;
 
 use crate::backing::Errno;
 use crate::sys::fuse_device::FuseDevice;
-use crate::sys::fuse_ring::{self, Bell, Event, FuseRing, Queue};
+use crate::sys::fuse_ring::{Bell, Event, FuseRing, Queue};
+use crate::sys::thread_place;
 
 use super::adapter::Adapter;
 use super::connection::ROOM;
 use super::device;
 use super::notices;
+use super::precedence::{Member, Precedence};
 use super::protocol::{Fields, OUT_HEADER};
 use super::reply::{Reply, Sink, header};
 use super::request::Request;
@@ -35,11 +37,12 @@ impl Rings {
     /// Those of `io_uring_setup(2)`; a process that may not run everywhere, as its
     /// threads have to where programs do.
     pub(super) fn new(device: &Arc<FuseDevice>) -> io::Result<Self> {
-        if !fuse_ring::may_run_everywhere() {
+        let queues = Queue::all();
+        let online = queues.iter().filter(|queue| queue.online);
+        if !thread_place::may_run_on(online.map(|queue| queue.processor())) {
             let why = "this process may not use every processor";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
-        let queues = Queue::all();
         // A request that waits for the disk keeps its thread.
         let depth = |queue: Queue| match queue.online {
             true => (8 / queues.len()).clamp(2, 4),
@@ -62,13 +65,16 @@ impl Rings {
         device: &Arc<FuseDevice>,
         adapter: &Arc<Adapter>,
     ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+        let precedence = Precedence::start()?;
         let start = |ring: FuseRing| {
             let (device, adapter) = (device.clone(), adapter.clone());
+            let precedence = precedence.clone();
             let name = format!("kmsfs-ring-{}", ring.queue().processor());
             thread::Builder::new().name(name).spawn(move || {
                 let queue = ring.queue();
-                let served = serve(ring, device.clone(), &adapter);
-                queue.bind_thread(false);
+                let place = Place::new(queue, precedence);
+                let served = serve(ring, place, device.clone(), &adapter);
+                thread_place::as_usual();
                 match served {
                     Ok(()) => Ok(()),
                     Err(error) => {
@@ -152,12 +158,16 @@ struct Served<'a> {
 }
 
 /// Serves until the filesystem is unmounted.
-fn serve(ring: FuseRing, device: Arc<FuseDevice>, adapter: &Adapter) -> io::Result<()> {
+fn serve(
+    ring: FuseRing,
+    place: Place,
+    device: Arc<FuseDevice>,
+    adapter: &Adapter,
+) -> io::Result<()> {
     let late = Arc::new(Late {
         slots: Mutex::default(),
         bell: ring.bell(),
     });
-    let place = Place::bound_to(ring.queue());
     let mut served = Served {
         ring,
         device,
@@ -257,27 +267,35 @@ impl Served<'_> {
     }
 }
 
-/// Where a ring's thread runs.
+/// Where a ring's thread runs, and whom it lets run before it.
 struct Place {
-    queue: Queue,
-    /// Only where the queue's programs do.
+    processor: u16,
+    /// Only there, where the queue's programs do.
     bound: bool,
     /// Quick requests since the last one that takes long.
     quick: u32,
+    member: Option<Member>,
 }
 
 impl Place {
-    fn bound_to(queue: Queue) -> Self {
+    fn new(queue: Queue, precedence: Option<Arc<Precedence>>) -> Self {
+        let member = precedence.map(Precedence::join).transpose();
         let mut place = Self {
-            queue,
+            processor: queue.processor(),
             bound: false,
             quick: 0,
+            member: member
+                .inspect_err(|error| log::debug!("a thread does not give way: {error}"))
+                .unwrap_or_default(),
         };
         place.bind(true);
         place
     }
 
     fn choose(&mut self, takes_long: bool) {
+        if let Some(member) = &self.member {
+            member.request(takes_long);
+        }
         if takes_long {
             self.quick = 0;
             if self.bound {
@@ -293,6 +311,9 @@ impl Place {
 
     fn bind(&mut self, here: bool) {
         self.bound = here;
-        self.queue.bind_thread(here);
+        match here {
+            true => thread_place::bind(self.processor),
+            false => thread_place::unbind(),
+        }
     }
 }

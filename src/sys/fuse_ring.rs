@@ -23,7 +23,6 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 use rustix::event::EventfdFlags;
 use rustix::fs::FlockOperation;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
-use rustix::thread::CpuSet;
 
 use super::fuse_device::FuseDevice;
 use super::process::kernel_version;
@@ -72,26 +71,6 @@ impl Queue {
     pub fn processor(self) -> u16 {
         self.processor
     }
-
-    /// Has this thread run where the queue's programs do, so that none of both is
-    /// woken on an idle processor; or wherever there is room.
-    pub fn bind_thread(self, here: bool) {
-        let mut set = CpuSet::new();
-        if here {
-            set.set(self.processor.into());
-        } else {
-            (0..CpuSet::MAX_CPU).for_each(|cpu| set.set(cpu));
-        }
-        // A processor that is off, or that this process may not use.
-        let _ = rustix::thread::sched_setaffinity(None, &set);
-    }
-}
-
-/// Whether this thread may run on every processor that is there.
-pub fn may_run_everywhere() -> bool {
-    let allowed = rustix::thread::sched_getaffinity(None).map(|set| set.count());
-    let online = processors("online").map(|list| list.len());
-    matches!((online, allowed), (Some(online), Ok(allowed)) if allowed as usize >= online)
 }
 
 /// Which processors are `possible`, or `online`.

@@ -15,5 +15,6 @@ pub mod mount;
 pub mod process;
 pub mod secret;
 pub mod terminal;
+pub mod thread_place;
 pub mod wiping;
 pub mod workers;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::thread_place;
 use super::wiping::{JOB, on_wiped_stack};
 
 /// How long a thread waits for more work before it ends.
@@ -91,6 +92,8 @@ impl Drop for Counted<'_> {
 }
 
 fn serve(shared: &Shared) {
+    // Who has a job may be bound to a processor.
+    thread_place::as_usual();
     let _counted = Counted(shared);
     let mut state = shared.state.lock();
     loop {

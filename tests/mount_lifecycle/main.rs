@@ -14,6 +14,7 @@ macro_rules! needs_mounts {
 
 mod ending;
 mod info;
+mod precedence;
 mod refused;
 mod serving;
 mod transport;
