@@ -26,11 +26,11 @@ const TICK: Duration = Duration::from_millis(5);
 const LOOKS: u32 = 10;
 
 /// That is one that was ready to run, and did not, for more of the time than one part in
-/// so many. Where one program works it is a tenth.
-const STARVES: u32 = 4;
+/// so many. Where one program works it is up to a fifth.
+const STARVES: u32 = 2;
 
 /// How long none gives way after one starved, and at most after several did in a row.
-const RESPITE: Duration = Duration::from_secs(1);
+const RESPITE: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(8);
 
 /// For each request that takes long so many are to be quick.
