@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 
 use crate::sys::thread_place::{Scheduled, Times, may_give_way};
 
-/// How often the threads are looked at while requests come. One that is ready to run all
-/// the time in between, and does not, starves.
+/// How often the threads are looked at while requests come. One that is ready to run from
+/// one look to the next, and does not, starves.
 const TICK: Duration = Duration::from_millis(5);
 
 /// So many looks, and it is told whether one starved on the whole.
