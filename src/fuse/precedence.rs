@@ -102,12 +102,13 @@ impl Precedence {
 
     /// Looks at the threads until there are no requests; none gives way then.
     fn watch(self: &Arc<Self>) {
-        let mut all = Vec::new();
+        let mut all: Vec<Watched> = Vec::new();
         let mut respite = RESPITE;
         loop {
             let begin = Instant::now();
             all.extend(self.servers.lock()[all.len()..].iter().map(Watched::new));
-            let before: Vec<_> = all.iter().map(|one| one.times.waited).collect();
+            // They may have waited during a respite too, which does not count.
+            let before: Vec<_> = all.iter_mut().map(|one| one.read().waited).collect();
             let (mut busy, mut starves) = (false, false);
             for _ in 0..LOOKS {
                 thread::sleep(TICK);
@@ -199,9 +200,8 @@ impl Watched {
     fn look(&mut self) -> Look {
         let requests = self.server.requests.each_ref();
         let [quick, long] = requests.map(|count| count.swap(0, Ordering::Relaxed));
-        // One that has ended does nothing more.
-        let times = self.server.scheduled.times().unwrap_or(self.times);
-        let ran = std::mem::replace(&mut self.times, times).ran != times.ran;
+        let before = self.times.ran;
+        let ran = self.read().ran != before;
         if quick + long > 0 {
             self.stuck = false;
             self.give_way(quick >= QUICK * long);
@@ -216,6 +216,12 @@ impl Watched {
             self.stuck = false;
             Look::Quiet
         }
+    }
+
+    fn read(&mut self) -> Times {
+        // One that has ended does nothing more.
+        self.times = self.server.scheduled.times().unwrap_or(self.times);
+        self.times
     }
 
     fn give_way(&mut self, yes: bool) {
