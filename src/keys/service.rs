@@ -44,7 +44,7 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// The most threads that make and unwrap keys in the background.
-const THREADS: usize = 128;
+const THREADS: usize = 192;
 
 /// Gives files their data keys.
 pub struct KeyService {

@@ -19,7 +19,7 @@ const LOWEST_RATE: f64 = 1.0;
 const HIGHEST_RATE: f64 = 20_000.0;
 /// How long the limit has to be felt before the rate is doubled, where the provider
 /// never complained; longer than most answers take.
-const DOUBLING: Duration = Duration::from_millis(100);
+const DOUBLING: Duration = Duration::from_millis(50);
 /// Calls a second more for each second in which the limit was felt, once it did.
 const INCREASE: f64 = 50.0;
 /// What is left of the rate after the provider complained.
@@ -28,6 +28,9 @@ const DECREASE: f64 = 0.7;
 const SAME_COMPLAINT: Duration = Duration::from_millis(500);
 /// Seconds' worth of calls that may come at once.
 const BURST: f64 = 0.1;
+/// The same for the very first ones: providers count by the second or longer, and
+/// nobody has called before.
+const FIRST_BURST: f64 = 1.0;
 /// A provider that wants no calls for longer than this is asked all the same.
 const LONGEST_CLOSED: Duration = Duration::from_secs(30);
 /// The part of a burst that only interactive calls may use.
@@ -120,7 +123,7 @@ impl Bucket {
     fn new(now: Instant) -> Self {
         Self {
             rate: FIRST_RATE,
-            tokens: FIRST_RATE * BURST,
+            tokens: FIRST_RATE * FIRST_BURST,
             filled: now,
             closed_until: now,
             changed: now,
@@ -140,7 +143,9 @@ impl Bucket {
     fn fill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.filled).as_secs_f64();
         self.filled = self.filled.max(now);
-        self.tokens = (self.tokens + passed * self.rate).min(self.burst());
+        // What is left of the first burst stays until it is used.
+        let most = self.burst().max(self.tokens);
+        self.tokens = (self.tokens + passed * self.rate).min(most);
         let steady = now.saturating_duration_since(self.changed);
         let (pause, higher) = match self.last_complaint {
             None => (DOUBLING, 2.0 * self.rate),
@@ -255,6 +260,7 @@ mod tests {
         let mut bucket = Bucket::new(start);
         bucket.last_complaint = start.checked_sub(10 * SECOND);
         assert!(bucket.last_complaint.is_some());
+        bucket.tokens = bucket.burst();
         bucket
     }
 
@@ -266,6 +272,22 @@ mod tests {
         assert!((1050..=1150).contains(&count), "a burst more: {count}");
         let count = let_through(&mut bucket, start + SECOND, Priority::Interactive);
         assert!((950..=1060).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn the_first_burst_is_a_second_of_calls() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(start);
+        let mut at_once = 0;
+        while bucket.take(start, Priority::Interactive).is_ok() {
+            at_once += 1;
+        }
+        assert_eq!(at_once, 1000);
+        let mut unused = Bucket::new(start);
+        unused.fill(start + 10 * SECOND);
+        assert_eq!(unused.tokens, 1000.0, "it stays, but does not grow");
+        unused.throttled(start + 10 * SECOND, None);
+        assert!(unused.tokens <= 0.0, "a complaint ends it");
     }
 
     #[test]

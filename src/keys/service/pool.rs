@@ -23,14 +23,14 @@ use super::pace::Pace;
 /// The most keys made ahead.
 const CAPACITY: usize = 4096;
 /// The most that are made at once.
-const PARALLEL: usize = 64;
+const PARALLEL: usize = 112;
 /// How old a key may be when it is used.
 const OLDEST: Duration = Duration::from_secs(600);
 /// How many times the time that making a key takes the keys made ahead last.
 const LEAD: u32 = 4;
 /// Keys to have ready beside that, for files that come in bursts; twice as many for
 /// each file that found none, until nobody makes files any more.
-const SPARE: Range<usize> = 8..32;
+const SPARE: Range<usize> = 8..256;
 /// Files a second below which nothing is made ahead.
 const LEAST_DEMAND: f64 = 3.0;
 
@@ -162,7 +162,9 @@ impl Pool {
         }
         let lead = self.latency.quantile(0.5).unwrap_or_default() * LEAD;
         let wanted = demand * lead.as_secs_f64();
-        (wanted as usize + state.spare).min(CAPACITY)
+        // Of which there are no more than there were files in the last second.
+        let spare = state.spare.min(SPARE.start.max(demand as usize));
+        (wanted as usize + spare).min(CAPACITY)
     }
 
     /// Starts making keys once half of those wanted are gone.
