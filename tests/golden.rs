@@ -24,17 +24,24 @@ use kmsfs::keys::{CacheLimits, KeyError, KeyService, PassphraseSource};
 use serde_json::Value;
 use tempfile::TempDir;
 
+const FORMATS: [&str; 2] = ["format-1", "format-2"];
 const VOLUMES: [&str; 4] = ["encrypted", "deterministic", "plain", "aes128"];
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/format-1")
+fn golden(format: &str) -> PathBuf {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    all.join(format)
 }
 
 /// A golden volume in a temporary directory.
 struct Unpacked(TempDir);
 
 impl Unpacked {
+    /// One of the newest format.
     fn new(name: &str) -> Self {
+        Self::of_format(FORMATS[1], name)
+    }
+
+    fn of_format(format: &str, name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let status = Command::new("tar")
             .args(["--extract", "--xattrs", "--xattrs-include=user.*"])
@@ -45,7 +52,7 @@ impl Unpacked {
                 "--xz",
                 "--file",
             ])
-            .arg(golden().join(format!("{name}.tar.xz")))
+            .arg(golden(format).join(format!("{name}.tar.xz")))
             .arg("--directory")
             .arg(dir.path())
             .status();
@@ -205,69 +212,94 @@ fn compare(fs: &Arc<Fs>, entry: &Value, all: &HashMap<Vec<u8>, Attr>) {
 
 #[test]
 fn every_golden_volume_reads_as_it_was_written() {
-    let manifest = fs::read_to_string(golden().join("manifest.jsonl")).unwrap();
-    let entries: Vec<Value> = manifest
-        .lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect();
-    for name in VOLUMES {
-        let unpacked = Unpacked::new(name);
-        let mounted = unpacked
-            .open()
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let mut all = HashMap::new();
-        walk(&mounted.fs, ROOT, b"", &mut all);
-        assert_eq!(all.len(), entries.len(), "{name}: as many entries");
-        for entry in &entries {
-            compare(&mounted.fs, entry, &all);
+    for format in FORMATS {
+        let manifest = fs::read_to_string(golden(format).join("manifest.jsonl")).unwrap();
+        let entries: Vec<Value> = manifest
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        for name in VOLUMES {
+            let unpacked = Unpacked::of_format(format, name);
+            let mounted = unpacked
+                .open()
+                .unwrap_or_else(|error| panic!("{format} {name}: {error}"));
+            let mut all = HashMap::new();
+            walk(&mounted.fs, ROOT, b"", &mut all);
+            assert_eq!(all.len(), entries.len(), "{format} {name}: as many entries");
+            for entry in &entries {
+                compare(&mounted.fs, entry, &all);
+            }
+            mounted.close().unwrap();
         }
-        mounted.close().unwrap();
     }
 }
 
 #[test]
 fn golden_volumes_can_be_written_to() {
-    for name in VOLUMES {
-        let unpacked = Unpacked::new(name);
-        let mounted = unpacked.open().unwrap();
-        let fs = &mounted.fs;
-        let write = OpenOptions {
-            write: true,
-            truncate: false,
-        };
-        let ino = fs.lookup(ROOT, b"overwritten").unwrap().attr.ino;
-        let mut expected = content(fs, ino);
-        let handle = fs.open(ino, write, |_| ()).unwrap();
-        fs.write(handle, 4000, &[9; 7000], WriteKind::default())
-            .unwrap();
-        fs.release(handle);
-        expected.resize(11_000, 0);
-        expected[4000..].fill(9);
-        mounted.close().unwrap();
-        drop(mounted);
-        let mounted = unpacked.open().unwrap();
-        let ino = mounted.fs.lookup(ROOT, b"overwritten").unwrap().attr.ino;
-        assert!(content(&mounted.fs, ino) == expected, "{name}");
+    for (format, name) in FORMATS.iter().flat_map(|f| VOLUMES.map(|n| (*f, n))) {
+        let unpacked = Unpacked::of_format(format, name);
+        for path in ["overwritten", "directory/groups"] {
+            write_to(&unpacked, path);
+        }
+        // Whoever could read it before still can.
+        let config = fs::read(unpacked.backing().join("kmsfs.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        let number: u64 = format["format-".len()..].parse().unwrap();
+        assert_eq!(config["format_read_min"], number, "{format} {name}");
     }
+}
+
+/// Overwrites a file's middle, appends to it, and looks again after a remount.
+fn write_to(unpacked: &Unpacked, path: &str) {
+    let find = |fs: &Arc<Fs>| {
+        let parts = path.split('/');
+        parts.fold(ROOT, |ino, name| {
+            fs.lookup(ino, name.as_bytes()).unwrap().attr.ino
+        })
+    };
+    let mounted = unpacked.open().unwrap();
+    let fs = &mounted.fs;
+    let write = OpenOptions {
+        write: true,
+        truncate: false,
+    };
+    let ino = find(fs);
+    let mut expected = content(fs, ino);
+    let handle = fs.open(ino, write, |_| ()).unwrap();
+    let end = expected.len();
+    for at in [4000, end] {
+        fs.write(handle, at as u64, &[9; 7000], WriteKind::default())
+            .unwrap();
+        expected.resize(expected.len().max(at + 7000), 0);
+        expected[at..at + 7000].fill(9);
+    }
+    fs.release(handle);
+    mounted.close().unwrap();
+    drop(mounted);
+    let mounted = unpacked.open().unwrap();
+    assert!(
+        content(&mounted.fs, find(&mounted.fs)) == expected,
+        "{path}"
+    );
 }
 
 #[test]
 fn a_volume_of_a_later_format_is_refused() {
     let unpacked = Unpacked::new("plain");
-    unpacked.configure(|config| config["format_read_min"] = 2.into());
+    unpacked.configure(|config| config["format_read_min"] = 3.into());
     let error = unpacked.refused();
     assert!(
         matches!(
             error,
             OpenError::Config {
-                error: ConfigError::Format(FormatError::TooNew { needs: 2 }),
+                error: ConfigError::Format(FormatError::TooNew { needs: 3 }),
                 ..
             }
         ),
         "{error:?}"
     );
     let unpacked = Unpacked::new("plain");
-    unpacked.configure(|config| config["format_write_min"] = 2.into());
+    unpacked.configure(|config| config["format_write_min"] = 3.into());
     assert!(matches!(unpacked.refused(), OpenError::WriteTooNew));
 }
 
@@ -313,11 +345,11 @@ fn files_of_a_later_format_are_refused() {
     let unpacked = Unpacked::new("plain");
     let error = unpacked.damaged(|image| {
         let slot = &mut image[..SLOT];
-        slot[8] = 2;
+        slot[8] = 3;
         let digest = sha256(&slot[..SLOT - 16]);
         slot[SLOT - 16..].copy_from_slice(&digest[..16]);
     });
-    let expected = FormatError::TooNew { needs: 2 };
+    let expected = FormatError::TooNew { needs: 3 };
     assert!(
         matches!(&error, FsError::Content(ContentError::Format(e)) if *e == expected),
         "{error:?}"

@@ -1,7 +1,7 @@
 //! The on-disk format against vectors that `scripts/make-vectors` computed from
 //! `docs/FORMAT.md` with an independent implementation of the cryptography.
 //!
-//! The files under `tests/vectors` never change for format 1: what they hold
+//! The files under `tests/vectors` never change for a format: what they hold
 //! must stay readable for good.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -77,7 +77,9 @@ fn suite(value: &Value) -> Suite {
 
 fn layout(value: &Value) -> Layout {
     let size = |field: &str| number(&value[field]) as u32;
-    Layout::new(size("block_size"), size("head_size")).unwrap()
+    // Format 1 has no such field.
+    let cluster = value.get("cluster_size").map_or(1, |v| number(v) as u32);
+    Layout::with_clusters(size("block_size"), size("head_size"), cluster).unwrap()
 }
 
 fn recipients(value: &Value) -> Vec<Recipient> {
@@ -141,6 +143,9 @@ fn headers() {
         let mut immutable = header.volume.0.to_vec();
         immutable.extend_from_slice(&(layout.block_size() as u32).to_le_bytes());
         immutable.extend_from_slice(&(layout.head_size() as u32).to_le_bytes());
+        if layout.format() > 1 {
+            immutable.extend_from_slice(&layout.cluster_size().to_le_bytes());
+        }
         let key = FileKey::new(suite, header.file, &data_key(&case["data_key"]));
         assert_eq!(key.commitment(&immutable), header.commitment);
     }
@@ -156,7 +161,7 @@ fn heads() {
         match text(&case["result"]) {
             "none" => assert_eq!(found, Ok(None), "{name}"),
             "bad" => assert_eq!(found, Err(FormatError::BadHeader), "{name}"),
-            "too new" => assert_eq!(found, Err(FormatError::TooNew { needs: 2 }), "{name}"),
+            "too new" => assert_eq!(found, Err(FormatError::TooNew { needs: 3 }), "{name}"),
             _ => {
                 let (slot, header) = found.unwrap().unwrap();
                 assert_eq!(slot as u64, number(&case["slot"]), "{name}");
@@ -406,9 +411,9 @@ fn host_file(dir: &Path, name: &str) -> Arc<dyn BackingFile> {
     Arc::new(HostFile::new(file.unwrap().into()))
 }
 
-/// A mount of the volume that the first config vector describes.
-fn volume_context(key: Vec<u8>, unclean: Vec<u32>) -> Arc<VolumeContext> {
-    let json = vectors!("config")[0]["config"].to_string();
+/// A mount of the volume that a config vector describes.
+fn volume_context(config: usize, key: Vec<u8>, unclean: Vec<u32>) -> Arc<VolumeContext> {
+    let json = vectors!("config")[config]["config"].to_string();
     let (_, volume) = VolumeConfig::parse(json.as_bytes()).unwrap();
     Arc::new(VolumeContext {
         suite: Suite::from_number(volume.suite).unwrap(),
@@ -463,7 +468,12 @@ impl Finder for OneFile {
 /// after replay it reads as the journal says.
 #[test]
 fn whole_files() {
-    let vectors = vectors!("file");
+    whole_file(&vectors!("file"), 0);
+    whole_file(&vectors!("file-2"), 3);
+}
+
+/// One of them, in the volume of the config vector of that number.
+fn whole_file(vectors: &Value, config: usize) {
     let dir = tempfile::tempdir().unwrap();
     let pieces: BTreeMap<u64, Vec<u8>> = list(&vectors["pieces"])
         .iter()
@@ -478,10 +488,10 @@ fn whole_files() {
     let size = number(&vectors["size"]) as usize;
     let key = hex(&vectors["data_key"]);
 
-    let context = volume_context(key.clone(), vec![]);
+    let context = volume_context(config, key.clone(), vec![]);
     let plain = read(context, Arc::clone(&backing)).unwrap();
     assert!(plain == content(size, &vectors["blocks"]));
-    let context = volume_context(vec![1; 32], vec![]);
+    let context = volume_context(config, vec![1; 32], vec![]);
     let wrong = read(context, Arc::clone(&backing)).unwrap_err();
     assert!(matches!(wrong, ContentError::WrongKey));
 
@@ -495,7 +505,7 @@ fn whole_files() {
     let recovered = replay(
         &journals,
         VolumeId(array(&vectors["volume_id"])),
-        Layout::new(4096, 4096).unwrap(),
+        volume_context(config, vec![], vec![]).layout(),
         number(&journal["root_inode"]),
         &mut OneFile(number(&journal["inode"]), Arc::clone(&backing)),
     )
@@ -505,7 +515,7 @@ fn whole_files() {
     let unclean = list(&journal["unclean_after"]).iter();
     let unclean: Vec<u32> = unclean.map(|e| number(e) as u32).collect();
     assert_eq!(recovered.unclean, unclean);
-    let context = volume_context(key, unclean);
+    let context = volume_context(config, key, unclean);
     let plain = read(context, backing).unwrap();
     assert!(plain == content(size, &journal["blocks_after"]));
 }

@@ -53,6 +53,7 @@ fn describe_volume(volume: &Volume) -> Value {
     json!({
         "volume": volume.id.to_hex(),
         "suite": suite(volume.suite),
+        "format": volume.layout.format(),
         "block_size": volume.layout.block_size(),
         "head_size": volume.layout.head_size(),
         "names": volume.names,
@@ -86,6 +87,7 @@ fn describe_file(path: &Path) -> Result<Value, Failure> {
         "file": header.file.to_hex(),
         "volume": header.volume.to_hex(),
         "suite": suite(header.suite),
+        "format": header.layout.format(),
         "block_size": header.layout.block_size(),
         "head_size": header.layout.head_size(),
         "slot": slot,

@@ -162,27 +162,27 @@ impl EncryptedFile {
         Ok(())
     }
 
-    /// One `preadv` of the ciphertext of whole blocks; the metadata pages in
-    /// between land in a scrap buffer.
+    /// One `preadv` of the ciphertext of whole blocks; the metadata in between
+    /// lands in a scrap buffer.
     fn read_ciphertext(&self, state: &State, first: u64, out: &mut [u8]) -> Result<()> {
         let layout = self.layout();
         let block = layout.block_size();
+        let mut scrap = Vec::new();
+        let mut runs = Vec::new();
         let (mut index, mut rest) = (first, out);
-        let groups = rest.len() / block / 128 + 2;
-        let mut scrap = vec![[0u8; 4096]; groups];
-        let mut scraps = scrap.iter_mut();
-        let mut bufs = Vec::with_capacity(2 * groups);
         while !rest.is_empty() {
-            let (group, at) = layout.group_of(index);
-            let left = (layout.group_blocks(group) as usize - at).min(rest.len() / block);
-            let (run, more) = rest.split_at_mut(left * block);
-            bufs.push(IoSliceMut::new(run));
+            let blocks = (layout.blocks_together(index) as usize).min(rest.len() / block);
+            let (run, more) = rest.split_at_mut(blocks * block);
+            runs.push(run);
             rest = more;
-            index += left as u64;
-            if !rest.is_empty() {
-                let page = scraps.next().expect("one a group");
-                bufs.push(IoSliceMut::new(page));
-            }
+            index += blocks as u64;
+        }
+        scrap.resize((runs.len() - 1) * layout.cluster_meta_len(), 0);
+        let mut scraps = scrap.chunks_exact_mut(layout.cluster_meta_len());
+        let mut bufs = Vec::with_capacity(2 * runs.len());
+        for run in runs {
+            bufs.push(IoSliceMut::new(run));
+            bufs.extend(scraps.next().map(IoSliceMut::new));
         }
         state
             .backing

@@ -5,8 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::format::meta::MetaPage;
-
 use super::file::{EncryptedFile, State};
 use super::{ContentError, Result};
 
@@ -44,7 +42,14 @@ impl EncryptedFile {
         drop_pending(state, kept, u64::MAX);
         if size > 0 {
             let (group, at) = layout.group_of(kept);
-            self.clear_entries(state, group, at, usize::MAX)?;
+            let last = layout.group_of(layout.block_count(state.size).max(1) - 1).0;
+            // Whatever lies past the new end goes with that.
+            let stays = |group: &u64| layout.meta_offset(*group) < backing_len;
+            let mut from = at;
+            for group in (group..=last).take_while(stays) {
+                self.clear_entries(state, group, from, usize::MAX)?;
+                from = 0;
+            }
         }
         state.backing.set_len(backing_len)?;
         state.size = size;
@@ -311,14 +316,15 @@ impl EncryptedFile {
             return Ok(());
         }
         let layout = self.layout();
-        let (group, at) = layout.group_of(layout.block_count(state.size));
-        let mut bytes = vec![0; layout.meta_len(group)];
-        let bufs = &mut [IoSliceMut::new(&mut bytes)];
-        let n = state.backing.read_at(bufs, layout.meta_offset(group))?;
-        let stored = MetaPage::from_bytes(group, &bytes[..n]);
-        if (at..stored.entries()).any(|at| stored.get(at).is_some()) {
-            // As it is read it has none of them.
-            self.rewrite_page(state, group)?;
+        let (first, at) = layout.group_of(layout.block_count(state.size));
+        let groups = first..layout.cluster_of(first).end;
+        let mut from = at;
+        for (group, stored) in groups.clone().zip(self.stored_pages(state, groups)?) {
+            if (from..stored.entries()).any(|at| stored.get(at).is_some()) {
+                // As it is read it has none of them.
+                self.rewrite_page(state, group)?;
+            }
+            from = 0;
         }
         state.end_clean = true;
         Ok(())
@@ -347,6 +353,14 @@ impl EncryptedFile {
             // The head too, so that the first write does not run out of space.
             let from = if state.size == 0 { 0 } else { from };
             state.backing.allocate(from, to - from)?;
+            // The metadata of the first cluster lies before that.
+            let group = layout.group_of(layout.block_of(offset)).0;
+            let meta = layout.meta_offset(group);
+            let pages = layout.cluster_of(group).end - group;
+            if from > meta {
+                let len = pages * layout.meta_len(group) as u64;
+                state.backing.allocate(meta, len)?;
+            }
         }
         self.unsynced.store(true, Ordering::Release);
         if !keep_size && end > self.size() {

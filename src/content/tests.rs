@@ -103,7 +103,7 @@ proptest! {
     #[test]
     fn behaves_like_a_vector(
         big_blocks: bool,
-        ops in proptest::collection::vec(op(600_000), 1..30),
+        ops in proptest::collection::vec(op(1_500_000), 1..30),
     ) {
         let disk = Disk::new(if big_blocks { 65536 } else { 4096 });
         let mut file = disk.mount();
@@ -118,7 +118,7 @@ proptest! {
 
     /// SIGKILL after any operation: everything written is there.
     #[test]
-    fn survives_being_killed(ops in proptest::collection::vec(op(300_000), 1..20)) {
+    fn survives_being_killed(ops in proptest::collection::vec(op(1_500_000), 1..20)) {
         let disk = Disk::new(4096);
         let mut file = disk.mount();
         let mut model = Vec::new();
@@ -136,7 +136,7 @@ proptest! {
     #[test]
     fn survives_power_cuts(
         big_blocks: bool,
-        rounds in proptest::collection::vec(proptest::collection::vec(op(600_000), 1..15), 1..4),
+        rounds in proptest::collection::vec(proptest::collection::vec(op(1_500_000), 1..15), 1..4),
         picks in proptest::collection::vec(any::<u16>(), 997),
     ) {
         let block_size = if big_blocks { 16384 } else { 4096 };
@@ -292,28 +292,77 @@ fn a_block_whose_ciphertext_is_zeros_survives_being_killed() {
     assert_eq!(read_all(&file).unwrap(), b"x");
 }
 
-#[test]
-fn entries_past_the_end_do_not_come_back() {
+/// A truncation reached the disk, and the metadata page of `group` in place did not.
+fn cut_without(group: u64) {
     let disk = Disk::new(4096);
     let file = disk.mount();
-    let old = vec![7u8; 200 * 4096];
+    let old = vec![7u8; 400 * 4096];
     file.write(0, &old).unwrap();
     disk.unmount(file);
+    let page = Layout::new(4096, 4096).unwrap().meta_offset(group) as usize;
+    let before = disk.file.0.lock().durable[page..page + 4096].to_vec();
     let file = disk.mount();
     file.set_size(100 * 4096).unwrap();
     drop(file);
-    // The truncation reached the disk, the metadata page in place did not.
     {
         let mut mem = disk.file.0.lock();
-        let page = Layout::new(4096, 4096).unwrap().meta_offset(1) as usize;
-        let durable = mem.durable[page..page + 4096].to_vec();
-        mem.now[page..page + 4096].copy_from_slice(&durable);
+        assert!(mem.now[page..page + 4096] != before, "it was to be written");
+        mem.now[page..page + 4096].copy_from_slice(&before);
         mem.durable = mem.now.clone();
     }
     let file = disk.mount();
-    file.set_size(200 * 4096).unwrap();
+    file.set_size(400 * 4096).unwrap();
     let content = read_all(&file).unwrap();
+    assert!(content[..100 * 4096] == old[..100 * 4096]);
     assert!(content[100 * 4096..].iter().all(|&b| b == 0));
+    file.write(250 * 4096, &[8; 4096]).unwrap();
+    disk.unmount(file);
+    let content = read_all(&disk.mount()).unwrap();
+    assert_eq!(content[250 * 4096..251 * 4096], [8; 4096]);
+    assert!(content[251 * 4096..].iter().all(|&b| b == 0));
+}
+
+#[test]
+fn entries_past_the_end_do_not_come_back() {
+    cut_without(1);
+}
+
+/// Also not those of groups whose metadata lies before the end, their blocks behind.
+#[test]
+fn entries_of_a_cut_off_group_do_not_come_back() {
+    cut_without(2);
+    cut_without(3);
+}
+
+/// Metadata pages that came with their cluster are those on the disk, also when
+/// writing one of them failed, and when the file has changed since.
+#[test]
+fn neighbours_in_a_cluster_stay_what_they_are() {
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    let mut expected = vec![1u8; 900 * 4096];
+    file.write(0, &expected).unwrap();
+    disk.unmount(file);
+    let file = disk.mount();
+    // The page of the third group brings those of the others of its cluster.
+    let mut buffer = ReadBuffer::default();
+    file.read(400 * 4096, 4096, &mut buffer).unwrap();
+    file.set_size(300 * 4096).unwrap();
+    expected.truncate(300 * 4096);
+    file.set_size(900 * 4096).unwrap();
+    expected.resize(900 * 4096, 0);
+    for (from, to, value) in [(60, 500, 2u8), (550, 560, 3), (899, 900, 4)] {
+        let bytes = vec![value; (to - from) * 4096];
+        WRITES_LEFT.set(1);
+        let failing = std::panic::AssertUnwindSafe(|| file.write((from * 4096) as u64, &bytes));
+        let _ = std::panic::catch_unwind(failing);
+        WRITES_LEFT.set(usize::MAX);
+        file.write((from * 4096) as u64, &bytes).unwrap();
+        expected[from * 4096..to * 4096].fill(value);
+        assert!(read_all(&file).unwrap() == expected);
+    }
+    disk.unmount(file);
+    assert!(read_all(&disk.mount()).unwrap() == expected);
 }
 
 /// A mount that is killed at any of its writes loses nothing that was synced.

@@ -218,57 +218,64 @@ impl EncryptedFile {
         RUN.with_borrow_mut(|out| {
             out.clear();
             let layout = self.layout();
-            let mut groups: Vec<(u64, usize, Arc<MetaPage>)> = Vec::new();
-            let (first_group, first_at) = layout.group_of(blocks.start);
-            // Where a run starts with its group, the metadata lies right before
-            // it, and in a new file the header before that.
-            let adjacent = first_at == 0;
+            let mut pages: Vec<(u64, Arc<MetaPage>)> = Vec::new();
+            // The first blocks lie right behind their metadata, and in a new file
+            // behind the header.
             let with_header = !state.header_stored;
             let mut run_offset = layout.block_offset(blocks.start);
-            if adjacent && first_group == 0 && with_header {
-                run_offset = 0;
-                out.extend_from_slice(&identity.encode_slots()?);
-            } else if adjacent {
-                run_offset = layout.meta_offset(first_group);
+            if blocks.start == 0 {
+                run_offset = layout.meta_offset(0);
+                if with_header {
+                    run_offset = 0;
+                    out.extend_from_slice(&identity.encode_slots()?);
+                }
+                out.resize(out.len() + layout.meta_len(0), 0);
             }
+            let meta_end = out.len();
+            let mut runs = Vec::new();
+            let mut run_start = 0;
+            let mut run_end = blocks.start + layout.blocks_together(blocks.start);
             for index in blocks.clone() {
+                if index == run_end {
+                    runs.push((run_offset, run_start..out.len()));
+                    (run_offset, run_start) = (layout.block_offset(index), out.len());
+                    run_end += layout.blocks_together(index);
+                }
                 let (group, at) = layout.group_of(index);
-                if groups.last().is_none_or(|(g, ..)| *g != group) {
-                    let page = self.page_to_change(state, group)?;
-                    groups.push((group, out.len(), page));
-                    if at == 0 {
-                        out.resize(out.len() + layout.meta_len(group), 0);
-                    }
+                if pages.last().is_none_or(|(g, _)| *g != group) {
+                    pages.push((group, self.page_to_change(state, group)?));
                 }
                 let plain = self.merged(state, index, true, size, offset, data)?;
                 let plain = plain.as_ref();
                 let at_out = out.len();
                 out.resize(at_out + plain.len(), 0);
                 let entry = seal_block(self, identity, index, plain, &mut out[at_out..])?;
-                let (_, _, page) = groups.last_mut().expect("pushed above");
+                let (_, page) = pages.last_mut().expect("pushed above");
                 Arc::make_mut(page).set(at, Some(entry));
             }
-            for (i, (group, at_out, page)) in groups.iter().enumerate() {
-                if i > 0 || adjacent {
-                    out[*at_out..][..layout.meta_len(*group)].copy_from_slice(page.as_bytes());
+            runs.push((run_offset, run_start..out.len()));
+            let mut first_page = None;
+            if blocks.start == 0 {
+                let (_, page) = pages.remove(0);
+                out[meta_end - layout.meta_len(0)..meta_end].copy_from_slice(page.as_bytes());
+                first_page = Some(page);
+            }
+            let long = out.len() >= LONG_RUN;
+            for (offset, run) in runs {
+                let bufs = &mut [IoSlice::new(&out[run])];
+                match long {
+                    false => state.backing.write_at(bufs, offset)?,
+                    true => state.backing.write_behind(bufs, offset)?,
                 }
             }
-            let backing = &state.backing;
-            let bufs = &mut [IoSlice::new(out)];
-            match out.len() < LONG_RUN {
-                true => backing.write_at(bufs, run_offset)?,
-                false => backing.write_behind(bufs, run_offset)?,
-            }
-            if !adjacent {
-                let (group, _, page) = groups.remove(0);
-                self.store_page(state, group, page)?;
-            }
-            if with_header && run_offset > 0 {
-                backing.write_at(&mut [IoSlice::new(&identity.encode_slots()?)], 0)?;
+            self.store_pages(state, pages)?;
+            if with_header && blocks.start > 0 {
+                let head = identity.encode_slots()?;
+                state.backing.write_at(&mut [IoSlice::new(&head)], 0)?;
             }
             state.header_stored = true;
-            for (group, _, page) in groups {
-                self.keep_page(group, page);
+            if let Some(page) = first_page {
+                self.keep_page(0, page);
             }
             Ok(())
         })

@@ -39,6 +39,9 @@ pub struct VolumeConfig {
     suite: u16,
     block_size: u32,
     head_size: u32,
+    /// Groups of a cluster; format 1 does not have the field.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    cluster_size: u32,
     /// How names are encrypted.
     pub names: NameMode,
     /// URIs of the keys that new files are wrapped for, in order of preference.
@@ -124,6 +127,9 @@ impl Volume {
             out.extend_from_slice(&(uri.len() as u32).to_le_bytes());
             out.extend_from_slice(uri.as_bytes());
         }
+        if self.layout.format() > 1 {
+            out.extend_from_slice(&self.layout.cluster_size().to_le_bytes());
+        }
         out
     }
 }
@@ -133,13 +139,14 @@ impl VolumeConfig {
     pub fn new(volume: &Volume) -> Self {
         Self {
             magic: "kmsfs".into(),
-            format: FORMAT_VERSION,
-            format_read_min: 1,
-            format_write_min: 1,
+            format: volume.layout.format(),
+            format_read_min: volume.layout.format(),
+            format_write_min: volume.layout.format(),
             volume_id: volume.id.to_hex(),
             suite: volume.suite,
             block_size: volume.layout.block_size() as u32,
             head_size: volume.layout.head_size() as u32,
+            cluster_size: volume.layout.cluster_size(),
             names: volume.names,
             keys: volume.keys.clone(),
             recipients: volume.recipients.iter().map(to_config).collect(),
@@ -186,8 +193,8 @@ impl VolumeConfig {
         let volume = Volume {
             id: VolumeId::from_hex(&config.volume_id).ok_or(malformed("bad volume_id"))?,
             suite: config.suite,
-            layout: Layout::new(config.block_size, config.head_size)
-                .ok_or(malformed("bad block_size or head_size"))?,
+            layout: Layout::with_clusters(config.block_size, config.head_size, config.cluster_size)
+                .ok_or(malformed("bad block_size, head_size or cluster_size"))?,
             names: config.names,
             commitment: data_encoding::HEXLOWER
                 .decode(config.commitment.as_bytes())
@@ -208,6 +215,15 @@ impl VolumeConfig {
         }
         Ok((config, volume))
     }
+}
+
+/// Groups of a cluster in format 1.
+fn one() -> u32 {
+    1
+}
+
+fn is_one(cluster_size: &u32) -> bool {
+    *cluster_size == one()
 }
 
 fn to_config(r: &Recipient) -> RecipientConfig {
@@ -303,6 +319,7 @@ mod tests {
             ("volume_id", "12".into()),
             ("block_size", 5000.into()),
             ("head_size", 1.into()),
+            ("cluster_size", 2.into()),
             ("recipients", serde_json::json!([])),
             ("commitment", "zz".into()),
         ] {

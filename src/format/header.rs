@@ -10,7 +10,8 @@
 //! 14   2   algorithm suite
 //! 16   1   log2 of the block size
 //! 17   1   log2 of the head length
-//! 18   6   zero
+//! 18   1   log2 of the groups of a cluster
+//! 19   5   zero
 //! 24   8   sequence number
 //! 32   16  file id
 //! 48   16  volume id
@@ -96,12 +97,14 @@ impl Header {
         }
         let mut out = Vec::with_capacity(slot);
         out.extend_from_slice(MAGIC);
-        for version in [1, 1, FORMAT_VERSION, self.suite] {
-            out.extend_from_slice(&version.to_le_bytes());
+        let format = self.layout.format();
+        for number in [format, format, format, self.suite] {
+            out.extend_from_slice(&number.to_le_bytes());
         }
         out.push(self.layout.block_size().ilog2() as u8);
         out.push(self.layout.head_size().ilog2() as u8);
-        out.extend_from_slice(&[0; 6]);
+        out.push(self.layout.cluster_size().ilog2() as u8);
+        out.extend_from_slice(&[0; 5]);
         out.extend_from_slice(&self.sequence.to_le_bytes());
         out.extend_from_slice(&self.file.0);
         out.extend_from_slice(&self.volume.0);
@@ -181,12 +184,13 @@ impl Header {
     fn decode_body(r: &mut Reader<'_>, volume_layout: Layout) -> Option<Self> {
         let (_write_min, _writer) = (r.u16()?, r.u16()?);
         let suite = r.u16()?;
-        let (block, head) = (r.u8()?, r.u8()?);
-        let layout = Layout::new(
+        let (block, head, cluster) = (r.u8()?, r.u8()?, r.u8()?);
+        let layout = Layout::with_clusters(
             1u32.checked_shl(block.into())?,
             1u32.checked_shl(head.into())?,
+            1u32.checked_shl(cluster.into())?,
         )?;
-        if layout.head_size() != volume_layout.head_size() || r.take(6)? != [0; 6] {
+        if layout.head_size() != volume_layout.head_size() || r.take(5)? != [0; 5] {
             return None;
         }
         let sequence = r.u64()?;
@@ -271,13 +275,13 @@ mod tests {
     fn a_newer_format_is_refused_by_name() {
         let layout = Layout::new(4096, 4096).unwrap();
         let mut slot = sample(1).encode(sha256).unwrap();
-        slot[8] = 2;
+        slot[8] = 3;
         let sum = sha256(&slot[..1008]);
         slot[1008..].copy_from_slice(&sum[..16]);
         slot.resize(4096, 0);
         assert_eq!(
             Header::newest(&slot, layout, sha256),
-            Err(FormatError::TooNew { needs: 2 })
+            Err(FormatError::TooNew { needs: 3 })
         );
     }
 

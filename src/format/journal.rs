@@ -54,8 +54,9 @@ impl JournalPage {
     pub fn encode(&self, sha256: Sha256) -> Vec<u8> {
         let mut out = Vec::with_capacity(PAGE);
         out.extend_from_slice(MAGIC);
+        // To read it, and that wrote it: the same in every format.
         out.extend_from_slice(&1u16.to_le_bytes());
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&1u16.to_le_bytes());
         out.extend_from_slice(&self.epoch.to_le_bytes());
         out.extend_from_slice(&self.volume.0);
         out.extend_from_slice(&self.generation.to_le_bytes());
@@ -223,11 +224,11 @@ mod tests {
         bytes[50] ^= 1;
         assert_eq!(JournalPage::decode(&bytes, sha256), Ok(None));
         bytes[50] ^= 1;
-        bytes[8] = 2;
+        bytes[8] = 3;
         let sum = sha256(&bytes[..PAGE - 16]);
         bytes[PAGE - 16..].copy_from_slice(&sum[..16]);
         let later = JournalPage::decode(&bytes, sha256);
-        assert_eq!(later, Err(FormatError::TooNew { needs: 2 }));
+        assert_eq!(later, Err(FormatError::TooNew { needs: 3 }));
     }
 
     #[test]

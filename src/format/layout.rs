@@ -5,14 +5,18 @@
 //! H/2 - 1024   header slot B
 //! H - 2048     metadata of group 0: 64 blocks
 //! H            blocks 0..64
-//!              metadata page of group 1 (4096): 128 blocks
-//!              blocks 64..192
-//!              metadata page of group 2, its 128 blocks, …
+//!              cluster 0: metadata pages (4096 each) of groups 1 to C
+//!                         their blocks, 128 a group
+//!              cluster 1: metadata pages of groups C + 1 to 2·C
+//!                         their blocks, …
 //! ```
 //!
 //! H, the length of the head, is 4096 unless the volume asked for more room
-//! for recipients. The last block is stored at its true length, so the plain
-//! length is a function of the backing length alone.
+//! for recipients. C, the groups of a cluster, is 8, so that the metadata of 4 MiB
+//! comes from the disk at once; in format 1 it was 1. The last block is stored at its
+//! true length, so the plain length is a function of the backing length alone.
+
+use std::ops::Range;
 
 /// Blocks in group 0, whose metadata shares the head with the header slots.
 pub const FIRST_GROUP: u64 = 64;
@@ -26,22 +30,46 @@ pub const META_FIRST: u64 = 2048;
 pub const BLOCK_SIZES: [u32; 5] = [4096, 8192, 16384, 32768, 65536];
 /// Head lengths a volume may choose.
 pub const HEAD_SIZES: [u32; 3] = [4096, 8192, 16384];
+/// Groups of a cluster that a volume may have: that of format 1 and that of format 2.
+pub const CLUSTERS: [u32; 2] = [1, 8];
 
 /// Where things are in the files of one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     block: u64,
     head: u64,
+    /// Groups whose metadata lies together.
+    cluster: u64,
 }
 
 impl Layout {
-    /// `None` unless the block size is one of [`BLOCK_SIZES`] and the head
-    /// length one of [`HEAD_SIZES`].
+    /// A new volume's. `None` unless the block size is one of [`BLOCK_SIZES`] and
+    /// the head length one of [`HEAD_SIZES`].
     pub fn new(block_size: u32, head_size: u32) -> Option<Self> {
-        (BLOCK_SIZES.contains(&block_size) && HEAD_SIZES.contains(&head_size)).then_some(Self {
+        Self::with_clusters(block_size, head_size, CLUSTERS[1])
+    }
+
+    /// Any volume's: `cluster` groups, one of [`CLUSTERS`], have their metadata
+    /// together.
+    pub fn with_clusters(block_size: u32, head_size: u32, cluster: u32) -> Option<Self> {
+        let known = BLOCK_SIZES.contains(&block_size)
+            && HEAD_SIZES.contains(&head_size)
+            && CLUSTERS.contains(&cluster);
+        known.then_some(Self {
             block: u64::from(block_size),
             head: u64::from(head_size),
+            cluster: u64::from(cluster),
         })
+    }
+
+    /// Groups of a cluster.
+    pub fn cluster_size(self) -> u32 {
+        self.cluster as u32
+    }
+
+    /// The lowest format version that has this layout.
+    pub fn format(self) -> u16 {
+        if self.cluster == 1 { 1 } else { 2 }
     }
 
     /// Bytes of plaintext in a full block.
@@ -103,12 +131,38 @@ impl Layout {
         if group == 0 { FIRST_GROUP } else { GROUP }
     }
 
+    /// The groups whose metadata lies in one piece with that of `group`.
+    pub fn cluster_of(self, group: u64) -> Range<u64> {
+        if group == 0 {
+            return 0..1;
+        }
+        let first = group - (group - 1) % self.cluster;
+        first..first + self.cluster
+    }
+
+    /// How many blocks lie in one piece from block `index` on, up to the metadata
+    /// of the next cluster.
+    pub fn blocks_together(self, index: u64) -> u64 {
+        if index < FIRST_GROUP {
+            FIRST_GROUP - index
+        } else {
+            let blocks = self.cluster * GROUP;
+            blocks - (index - FIRST_GROUP) % blocks
+        }
+    }
+
+    /// Bytes of metadata of a whole cluster.
+    pub fn cluster_meta_len(self) -> usize {
+        (self.cluster * META_PAGE) as usize
+    }
+
     /// Backing offset of the metadata of `group`.
     pub fn meta_offset(self, group: u64) -> u64 {
         if group == 0 {
             self.head - META_FIRST
         } else {
-            self.head + FIRST_GROUP * self.block + (group - 1) * self.group_bytes()
+            let (cluster, page) = ((group - 1) / self.cluster, (group - 1) % self.cluster);
+            self.cluster_offset(cluster) + page * META_PAGE
         }
     }
 
@@ -119,8 +173,12 @@ impl Layout {
 
     /// Backing offset of block `index`.
     pub fn block_offset(self, index: u64) -> u64 {
-        let (group, at) = self.group_of(index);
-        self.meta_offset(group) + self.meta_len(group) as u64 + at as u64 * self.block
+        if index < FIRST_GROUP {
+            return self.head + index * self.block;
+        }
+        let (rest, blocks) = (index - FIRST_GROUP, self.cluster * GROUP);
+        let meta = self.cluster * META_PAGE;
+        self.cluster_offset(rest / blocks) + meta + (rest % blocks) * self.block
     }
 
     /// Plain length of a file whose backing length is `backing`.
@@ -133,9 +191,10 @@ impl Layout {
             return rest;
         }
         let rest = rest - first;
-        let full = rest / self.group_bytes();
-        let tail = rest % self.group_bytes();
-        first + full * GROUP * self.block + tail.saturating_sub(META_PAGE)
+        let full = rest / self.cluster_bytes();
+        let tail = rest % self.cluster_bytes();
+        let meta = self.cluster * META_PAGE;
+        first + full * (self.cluster_bytes() - meta) + tail.saturating_sub(meta)
     }
 
     /// Backing length of a file of `plain` bytes; `None` where that passes the
@@ -148,12 +207,16 @@ impl Layout {
             self.head + plain
         } else {
             let rest = plain - first;
-            let full = rest / (GROUP * self.block);
-            let tail = rest % (GROUP * self.block);
-            let tail = if tail == 0 { 0 } else { META_PAGE + tail };
+            let blocks = self.cluster * GROUP * self.block;
+            let (full, tail) = (rest / blocks, rest % blocks);
+            let meta = if tail == 0 {
+                0
+            } else {
+                self.cluster * META_PAGE
+            };
             (self.head + first)
-                .checked_add(full.checked_mul(self.group_bytes())?)?
-                .checked_add(tail)?
+                .checked_add(full.checked_mul(self.cluster_bytes())?)?
+                .checked_add(meta + tail)?
         };
         (len <= i64::MAX as u64).then_some(len)
     }
@@ -163,8 +226,12 @@ impl Layout {
         self.backing_len(self.plain_len(backing)) == Some(backing)
     }
 
-    fn group_bytes(self) -> u64 {
-        META_PAGE + GROUP * self.block
+    fn cluster_offset(self, cluster: u64) -> u64 {
+        self.head + FIRST_GROUP * self.block + cluster * self.cluster_bytes()
+    }
+
+    fn cluster_bytes(self) -> u64 {
+        self.cluster * (META_PAGE + GROUP * self.block)
     }
 }
 
@@ -178,9 +245,9 @@ mod tests {
         let mut left = plain;
         let mut index = 0;
         while left > 0 {
-            if index >= 64 && (index - 64) % 128 == 0 {
-                metas.push(at);
-                at += 4096;
+            if index >= 64 && (index - 64) % (128 * layout.cluster) == 0 {
+                metas.extend((0..layout.cluster).map(|page| at + page * 4096));
+                at += 4096 * layout.cluster;
             }
             blocks.push(at);
             let stored = left.min(layout.block);
@@ -193,8 +260,14 @@ mod tests {
 
     #[test]
     fn agrees_with_brute_force() {
-        for (block, head) in [(4096, 4096), (4096, 16384), (65536, 8192)] {
-            let layout = Layout::new(block, head).unwrap();
+        for (block, head, cluster) in [
+            (4096, 4096, 1),
+            (4096, 16384, 8),
+            (4096, 4096, 8),
+            (65536, 8192, 1),
+            (65536, 8192, 8),
+        ] {
+            let layout = Layout::with_clusters(block, head, cluster).unwrap();
             let b = u64::from(block);
             let edges = [
                 0,
@@ -207,6 +280,9 @@ mod tests {
                 64 * b + 1,
                 192 * b,
                 192 * b + 1,
+                1088 * b,
+                1088 * b + 1,
+                2112 * b + 5,
             ];
             let odd = (0..60).map(|i| i * (b * 7 + 13));
             for plain in edges.into_iter().chain(odd) {
@@ -216,6 +292,12 @@ mod tests {
                 assert!(layout.is_possible(backing));
                 for (i, &at) in blocks.iter().enumerate() {
                     assert_eq!(layout.block_offset(i as u64), at, "block {i}");
+                    let next = i + layout.blocks_together(i as u64) as usize;
+                    let whole = blocks.len().saturating_sub(1);
+                    if next < whole {
+                        assert!(blocks[next] > blocks[next - 1] + b, "a gap before {next}");
+                        assert_eq!(blocks[next - 1], at + (next - 1 - i) as u64 * b);
+                    }
                 }
                 for (g, &at) in metas.iter().enumerate() {
                     assert_eq!(layout.meta_offset(g as u64), at, "group {g}");
@@ -235,6 +317,23 @@ mod tests {
     }
 
     #[test]
+    fn clusters_part_the_groups() {
+        let clusters = |cluster, groups: [u64; 5]| {
+            let layout = Layout::with_clusters(4096, 4096, cluster).unwrap();
+            groups.map(|group| layout.cluster_of(group))
+        };
+        assert_eq!(
+            clusters(8, [0, 1, 8, 9, 20]),
+            [0..1, 1..9, 1..9, 9..17, 17..25]
+        );
+        assert_eq!(
+            clusters(1, [0, 1, 8, 9, 20]),
+            [0..1, 1..2, 8..9, 9..10, 20..21]
+        );
+        assert_eq!(Layout::with_clusters(4096, 4096, 2), None);
+    }
+
+    #[test]
     fn impossible_sizes_are_recognised() {
         let layout = Layout::new(4096, 4096).unwrap();
         assert!(layout.is_possible(0));
@@ -243,8 +342,8 @@ mod tests {
         let second = 4096 + 64 * 4096;
         assert!(layout.is_possible(second));
         assert!(!layout.is_possible(second + 1));
-        assert!(!layout.is_possible(second + 4096));
-        assert!(layout.is_possible(second + 4097));
+        assert!(!layout.is_possible(second + 8 * 4096));
+        assert!(layout.is_possible(second + 8 * 4096 + 1));
     }
 
     #[test]

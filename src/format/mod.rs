@@ -13,8 +13,8 @@ mod wire;
 
 pub use layout::Layout;
 
-/// The format version this build writes.
-pub const FORMAT_VERSION: u16 = 1;
+/// The newest format version, which this build gives new volumes.
+pub const FORMAT_VERSION: u16 = 2;
 
 /// Why bytes could not be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,8 +13,11 @@ use rustix::fs::{FallocateFlags, fallocate};
 use crate::op::{Op, Random, What};
 use crate::pair::{Handle, Outcome, Pair, equal, host, same};
 
-/// Where groups of blocks begin and end, for all block sizes used.
-const EDGES: [u64; 6] = [262_144, 524_288, 786_432, 1_310_720, 1_572_864, 1_835_008];
+/// Where groups of blocks begin and end, for all block sizes used, and the first
+/// cluster of groups for the smallest.
+const EDGES: [u64; 7] = [
+    262_144, 524_288, 786_432, 1_310_720, 1_572_864, 1_835_008, 4_456_448,
+];
 const LARGEST: u64 = 1_900_000;
 
 /// An offset: most often near the start, often at the edge of a block or of a
@@ -28,8 +31,8 @@ pub(crate) fn offset(random: u32) -> u64 {
         8 | 9 => near(rest / 17 % 40 * 4096),
         10 | 11 => rest / 17 % 40 * 4096,
         12 => rest % 300_000,
-        13 => near(EDGES[(rest / 17 % 6) as usize]),
-        14 => EDGES[(rest % 6) as usize],
+        13 => near(EDGES[(rest / 17 % 7) as usize]),
+        14 => EDGES[(rest % 7) as usize],
         _ => rest % LARGEST,
     }
 }

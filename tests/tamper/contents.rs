@@ -155,7 +155,7 @@ fn truncation_at_every_length_shows_a_prefix_or_an_error() {
             };
             assert_eq!(size, len.saturating_sub(HEAD), "{what}: the size");
             let readable = victims.judge_prefix(&mount, len - start, &what, size);
-            // Inside a block the cut is noticed; at its edge, format 1 says, not.
+            // Inside a block the cut is noticed; at its edge, the format says, not.
             if size % BLOCK != 0 {
                 assert!(!readable[size / BLOCK], "{what}: the torn block reads");
                 wrong_tails += 1;
@@ -276,7 +276,7 @@ fn a_lengthened_file_keeps_its_bytes() {
             };
             for (offset, byte) in found[..count].iter().enumerate() {
                 let position = usize::try_from(at).unwrap() + offset;
-                // Past the old end a forged hole is possible in format 1.
+                // Past the old end a forged hole is possible.
                 let right = truth(index).get(position).copied().unwrap_or(0);
                 assert_eq!(*byte, right, "lengthened {index}, byte {position}");
             }

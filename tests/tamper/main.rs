@@ -1,7 +1,7 @@
 //! Someone writes to the backing store: every read gives the right plaintext or
 //! EIO, never other data, and the daemon goes on serving.
 //!
-//! Format 1 documents three exceptions (`docs/THREAT_MODEL.md`): rollback to an
+//! The format has three documented exceptions (`docs/THREAT_MODEL.md`): rollback to an
 //! older valid version, forged holes and truncation. They are left out here, or
 //! the documented behaviour is asserted.
 
