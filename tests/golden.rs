@@ -393,6 +393,36 @@ fn damage_to_both_headers_is_noticed_and_to_one_is_survived() {
     }
 }
 
+/// Whoever has the backing directory cannot have blocks looked for elsewhere.
+#[test]
+fn a_volume_passed_off_as_one_of_another_format_is_refused() {
+    let unpacked = Unpacked::new("plain");
+    unpacked.configure(|config| {
+        for field in ["format", "format_read_min", "format_write_min"] {
+            config[field] = 1.into();
+        }
+        config.as_object_mut().unwrap().remove("cluster_size");
+    });
+    assert!(matches!(unpacked.refused(), OpenError::WrongKey));
+    let unpacked = Unpacked::of_format(FORMATS[0], "plain");
+    unpacked.configure(|config| config["cluster_size"] = 8.into());
+    assert!(matches!(unpacked.refused(), OpenError::WrongKey));
+    // A header alone: it says which volume and layout it is of.
+    let unpacked = Unpacked::new("plain");
+    let error = unpacked.damaged(|image| {
+        for slot in [0, SLOT] {
+            let slot = &mut image[slot..slot + SLOT];
+            slot[18] = 0;
+            let digest = sha256(&slot[..SLOT - 16]);
+            slot[SLOT - 16..].copy_from_slice(&digest[..16]);
+        }
+    });
+    assert!(
+        matches!(&error, FsError::Content(ContentError::WrongVolume)),
+        "{error:?}"
+    );
+}
+
 #[test]
 fn another_key_is_refused() {
     // Another keystore has no key of this id, whatever its name.

@@ -30,7 +30,7 @@ const OLDEST: Duration = Duration::from_secs(600);
 const LEAD: u32 = 4;
 /// Keys to have ready beside that, for files that come in bursts; twice as many for
 /// each file that found none, until nobody makes files any more.
-const SPARE: Range<usize> = 8..256;
+const SPARE: Range<usize> = 8..128;
 /// Files a second below which nothing is made ahead.
 const LEAST_DEMAND: f64 = 3.0;
 
