@@ -340,14 +340,18 @@ fn an_unknown_suite_is_refused() {
 /// Length of a header slot with heads of 4096 bytes.
 const SLOT: usize = 1024;
 
+/// Makes a slot's checksum right.
+fn seal_slot(slot: &mut [u8]) {
+    let digest = sha256(&slot[..SLOT - 16]);
+    slot[SLOT - 16..].copy_from_slice(&digest[..16]);
+}
+
 #[test]
 fn files_of_a_later_format_are_refused() {
     let unpacked = Unpacked::new("plain");
     let error = unpacked.damaged(|image| {
-        let slot = &mut image[..SLOT];
-        slot[8] = 3;
-        let digest = sha256(&slot[..SLOT - 16]);
-        slot[SLOT - 16..].copy_from_slice(&digest[..16]);
+        image[8] = 3;
+        seal_slot(&mut image[..SLOT]);
     });
     let expected = FormatError::TooNew { needs: 3 };
     assert!(
@@ -361,8 +365,7 @@ fn rewrite_header(image: &mut [u8]) {
     let (first, second) = image[..2 * SLOT].split_at_mut(SLOT);
     second.copy_from_slice(first);
     second[24] += 1;
-    let digest = sha256(&second[..SLOT - 16]);
-    second[SLOT - 16..].copy_from_slice(&digest[..16]);
+    seal_slot(second);
 }
 
 #[test]
@@ -410,11 +413,9 @@ fn a_volume_passed_off_as_one_of_another_format_is_refused() {
     // A header alone: it says which volume and layout it is of.
     let unpacked = Unpacked::new("plain");
     let error = unpacked.damaged(|image| {
-        for slot in [0, SLOT] {
-            let slot = &mut image[slot..slot + SLOT];
+        for slot in image[..2 * SLOT].chunks_mut(SLOT) {
             slot[18] = 0;
-            let digest = sha256(&slot[..SLOT - 16]);
-            slot[SLOT - 16..].copy_from_slice(&digest[..16]);
+            seal_slot(slot);
         }
     });
     assert!(

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::backing::{self, BackingFile};
 use crate::crypto::{BlockCipher, Seal};
 use crate::format::Layout;
-use crate::format::meta::Entry;
+use crate::format::meta::{Entry, MetaPage};
 
 use super::identity::Identity;
 use super::lease::{Lease, Withheld};
@@ -194,14 +194,15 @@ impl EncryptedFile {
         let lease = Lease::default();
         let mut pages = Pages::default();
         if backing_len == 0 {
-            pages.offer_first(&[], size, &volume);
+            pages.offer(0, MetaPage::empty(0), size, &volume);
         } else {
             identity = Identity::open(&volume, head)?.map(Arc::new);
             if let Some(identity) = &identity {
                 lease.begin(identity.obtained);
             }
             let meta = volume.layout().meta_offset(0) as usize;
-            pages.offer_first(&head[meta..], size, &volume);
+            let page = MetaPage::from_bytes(0, &head[meta..]);
+            pages.offer(0, page, size, &volume);
         }
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),

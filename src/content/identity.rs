@@ -130,9 +130,7 @@ fn immutable(header: &Header) -> Vec<u8> {
     let mut out = header.volume.0.to_vec();
     out.extend_from_slice(&(header.layout.block_size() as u32).to_le_bytes());
     out.extend_from_slice(&(header.layout.head_size() as u32).to_le_bytes());
-    if header.layout.format() > 1 {
-        out.extend_from_slice(&header.layout.cluster_size().to_le_bytes());
-    }
+    out.extend(header.layout.committed_cluster());
     out
 }
 

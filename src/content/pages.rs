@@ -19,13 +19,18 @@ const MOST: usize = 1024;
 pub(super) struct Pages(HashMap<u64, Arc<MetaPage>>);
 
 impl Pages {
-    /// Takes group 0's page as it was read with the head, unless it needs more
-    /// care than that.
-    pub(super) fn offer_first(&mut self, bytes: &[u8], size: u64, volume: &VolumeContext) {
-        let mut page = MetaPage::from_bytes(0, bytes);
-        if !volume.unclean.contains(&page.epoch()) {
-            forget_past_end(&mut page, 0, size, volume);
-            self.0.insert(0, Arc::new(page));
+    /// Takes a page of a file of `size` bytes that was read along with something
+    /// else, unless there is one, there is no room, or it needs more care.
+    pub(super) fn offer(
+        &mut self,
+        group: u64,
+        mut page: MetaPage,
+        size: u64,
+        volume: &VolumeContext,
+    ) {
+        if self.0.len() < MOST && !volume.unclean.contains(&page.epoch()) {
+            forget_past_end(&mut page, group, size, volume);
+            self.0.entry(group).or_insert_with(|| Arc::new(page));
         }
     }
 
@@ -35,18 +40,11 @@ impl Pages {
     }
 
     /// Keeps the page of `group`.
-    pub(super) fn put(&mut self, group: u64, page: Arc<MetaPage>) {
+    fn put(&mut self, group: u64, page: Arc<MetaPage>) {
         if self.0.len() >= MOST {
             self.0.clear();
         }
         self.0.insert(group, page);
-    }
-
-    /// Keeps the page of `group`, if there is none and room.
-    fn offer(&mut self, group: u64, page: Arc<MetaPage>) {
-        if self.0.len() < MOST {
-            self.0.entry(group).or_insert(page);
-        }
     }
 
     /// Takes the page of `group` away.
@@ -63,9 +61,8 @@ impl Pages {
 /// Entries of blocks past the end are left over from before a truncation.
 fn forget_past_end(page: &mut MetaPage, group: u64, size: u64, volume: &VolumeContext) {
     let layout = volume.layout();
-    let blocks = layout.block_count(size);
-    let first = blocks.saturating_sub(layout.group_start(group));
-    for at in first as usize..page.entries() {
+    let first = layout.first_past_end(group, layout.block_count(size));
+    for at in first..page.entries() {
         page.set(at, None);
     }
 }
@@ -79,19 +76,16 @@ impl EncryptedFile {
         }
         let layout = self.layout();
         let cluster = layout.cluster_of(group);
-        let blocks = layout.block_count(state.size);
-        let end = layout.group_of(blocks.saturating_sub(1)).0 + 1;
-        let groups = cluster.start..cluster.end.min(end.max(group + 1));
-        let mut found = None;
-        for (at, page) in groups.clone().zip(self.stored_pages(state, groups)?) {
-            if at == group {
-                found = Some(self.loaded(state, at, page)?);
-            } else if !self.volume.unclean.contains(&page.epoch()) {
-                self.pages.lock().offer(at, self.loaded(state, at, page)?);
-            }
+        let end = layout.last_group(state.size).max(group) + 1;
+        let groups = cluster.start..cluster.end.min(end);
+        let mut stored = self.stored_pages(state, groups.clone())?;
+        let page = stored.remove((group - groups.start) as usize);
+        let page = self.loaded(state, group, page)?;
+        let mut pages = self.pages.lock();
+        pages.put(group, page.clone());
+        for (at, neighbour) in groups.filter(|at| *at != group).zip(stored) {
+            pages.offer(at, neighbour, state.size, &self.volume);
         }
-        let page = found.expect("one of its cluster");
-        self.keep_page(group, page.clone());
         Ok(page)
     }
 
@@ -101,10 +95,10 @@ impl EncryptedFile {
         let lengths = groups.clone().map(|group| layout.meta_len(group));
         let mut bytes = vec![0; lengths.sum()];
         let bufs = &mut [IoSliceMut::new(&mut bytes)];
-        let n = state
+        // Past the end of the file they stay zero.
+        state
             .backing
             .read_at(bufs, layout.meta_offset(groups.start))?;
-        bytes[n..].fill(0);
         let mut rest = bytes.as_slice();
         let page = |group| {
             let (page, more) = rest.split_at(layout.meta_len(group));
@@ -141,16 +135,12 @@ impl EncryptedFile {
 
     /// Writes a changed page to the backing file, and keeps it.
     pub(super) fn store_page(&self, state: &State, group: u64, page: Arc<MetaPage>) -> Result<()> {
-        self.store_pages(state, vec![(group, page)])
+        self.store_pages(state, &[(group, page)])
     }
 
     /// The same for several groups, in rising order: one call for those that lie
     /// together.
-    pub(super) fn store_pages(
-        &self,
-        state: &State,
-        pages: Vec<(u64, Arc<MetaPage>)>,
-    ) -> Result<()> {
+    pub(super) fn store_pages(&self, state: &State, pages: &[(u64, Arc<MetaPage>)]) -> Result<()> {
         let layout = self.layout();
         let together =
             |(a, _): &(u64, _), (b, _): &(u64, _)| a + 1 == *b && layout.cluster_of(*a).contains(b);
@@ -163,14 +153,15 @@ impl EncryptedFile {
                 .backing
                 .write_at(&mut bufs, layout.meta_offset(run[0].0))?;
         }
-        for (group, page) in pages {
-            self.keep_page(group, page);
-        }
+        self.keep_pages(pages);
         Ok(())
     }
 
-    /// Keeps a page that has been written to the backing file.
-    pub(super) fn keep_page(&self, group: u64, page: Arc<MetaPage>) {
-        self.pages.lock().put(group, page);
+    /// Keeps pages that have been written to the backing file.
+    pub(super) fn keep_pages(&self, written: &[(u64, Arc<MetaPage>)]) {
+        let mut pages = self.pages.lock();
+        for (group, page) in written {
+            pages.put(*group, page.clone());
+        }
     }
 }

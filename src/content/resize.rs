@@ -41,14 +41,11 @@ impl EncryptedFile {
         self.unsynced.store(true, Ordering::Release);
         drop_pending(state, kept, u64::MAX);
         if size > 0 {
-            let (group, at) = layout.group_of(kept);
-            let last = layout.group_of(layout.block_count(state.size).max(1) - 1).0;
+            let groups = layout.group_of(kept).0..=layout.last_group(state.size);
             // Whatever lies past the new end goes with that.
-            let stays = |group: &u64| layout.meta_offset(*group) < backing_len;
-            let mut from = at;
-            for group in (group..=last).take_while(stays) {
+            for group in groups.take_while(|g| layout.meta_offset(*g) < backing_len) {
+                let from = layout.first_past_end(group, kept);
                 self.clear_entries(state, group, from, usize::MAX)?;
-                from = 0;
             }
         }
         state.backing.set_len(backing_len)?;
@@ -316,15 +313,15 @@ impl EncryptedFile {
             return Ok(());
         }
         let layout = self.layout();
-        let (first, at) = layout.group_of(layout.block_count(state.size));
+        let blocks = layout.block_count(state.size);
+        let first = layout.group_of(blocks).0;
         let groups = first..layout.cluster_of(first).end;
-        let mut from = at;
         for (group, stored) in groups.clone().zip(self.stored_pages(state, groups)?) {
-            if (from..stored.entries()).any(|at| stored.get(at).is_some()) {
+            let mut past_end = layout.first_past_end(group, blocks)..stored.entries();
+            if past_end.any(|at| stored.get(at).is_some()) {
                 // As it is read it has none of them.
                 self.rewrite_page(state, group)?;
             }
-            from = 0;
         }
         state.end_clean = true;
         Ok(())

@@ -254,11 +254,9 @@ impl EncryptedFile {
                 Arc::make_mut(page).set(at, Some(entry));
             }
             runs.push((run_offset, run_start..out.len()));
-            let mut first_page = None;
-            if blocks.start == 0 {
-                let (_, page) = pages.remove(0);
+            let (adjacent, apart) = pages.split_at(usize::from(blocks.start == 0));
+            if let [(_, page)] = adjacent {
                 out[meta_end - layout.meta_len(0)..meta_end].copy_from_slice(page.as_bytes());
-                first_page = Some(page);
             }
             let long = out.len() >= LONG_RUN;
             for (offset, run) in runs {
@@ -268,15 +266,13 @@ impl EncryptedFile {
                     true => state.backing.write_behind(bufs, offset)?,
                 }
             }
-            self.store_pages(state, pages)?;
+            self.store_pages(state, apart)?;
             if with_header && blocks.start > 0 {
                 let head = identity.encode_slots()?;
                 state.backing.write_at(&mut [IoSlice::new(&head)], 0)?;
             }
             state.header_stored = true;
-            if let Some(page) = first_page {
-                self.keep_page(0, page);
-            }
+            self.keep_pages(adjacent);
             Ok(())
         })
     }

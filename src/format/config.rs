@@ -127,9 +127,7 @@ impl Volume {
             out.extend_from_slice(&(uri.len() as u32).to_le_bytes());
             out.extend_from_slice(uri.as_bytes());
         }
-        if self.layout.format() > 1 {
-            out.extend_from_slice(&self.layout.cluster_size().to_le_bytes());
-        }
+        out.extend(self.layout.committed_cluster());
         out
     }
 }

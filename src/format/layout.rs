@@ -126,6 +126,17 @@ impl Layout {
         }
     }
 
+    /// The group that the last block of a file of `plain` bytes is in; 0 for none.
+    pub fn last_group(self, plain: u64) -> u64 {
+        self.group_of(self.block_count(plain).saturating_sub(1)).0
+    }
+
+    /// The first place in `group` that only a block past the end of a file of
+    /// `blocks` blocks could have; past its last place if there is none.
+    pub fn first_past_end(self, group: u64, blocks: u64) -> usize {
+        blocks.saturating_sub(self.group_start(group)) as usize
+    }
+
     /// How many blocks `group` has.
     pub fn group_blocks(self, group: u64) -> u64 {
         if group == 0 { FIRST_GROUP } else { GROUP }
@@ -146,14 +157,20 @@ impl Layout {
         if index < FIRST_GROUP {
             FIRST_GROUP - index
         } else {
-            let blocks = self.cluster * GROUP;
-            blocks - (index - FIRST_GROUP) % blocks
+            self.cluster_blocks() - (index - FIRST_GROUP) % self.cluster_blocks()
         }
     }
 
     /// Bytes of metadata of a whole cluster.
     pub fn cluster_meta_len(self) -> usize {
-        (self.cluster * META_PAGE) as usize
+        self.cluster_meta() as usize
+    }
+
+    /// What commitments cover beside the lengths: nothing in format 1, which has no
+    /// clusters.
+    pub fn committed_cluster(self) -> impl Iterator<Item = u8> {
+        let cluster = (self.format() > 1).then(|| self.cluster_size().to_le_bytes());
+        cluster.into_iter().flatten()
     }
 
     /// Backing offset of the metadata of `group`.
@@ -176,9 +193,8 @@ impl Layout {
         if index < FIRST_GROUP {
             return self.head + index * self.block;
         }
-        let (rest, blocks) = (index - FIRST_GROUP, self.cluster * GROUP);
-        let meta = self.cluster * META_PAGE;
-        self.cluster_offset(rest / blocks) + meta + (rest % blocks) * self.block
+        let (rest, blocks) = (index - FIRST_GROUP, self.cluster_blocks());
+        self.cluster_offset(rest / blocks) + self.cluster_meta() + (rest % blocks) * self.block
     }
 
     /// Plain length of a file whose backing length is `backing`.
@@ -193,8 +209,8 @@ impl Layout {
         let rest = rest - first;
         let full = rest / self.cluster_bytes();
         let tail = rest % self.cluster_bytes();
-        let meta = self.cluster * META_PAGE;
-        first + full * (self.cluster_bytes() - meta) + tail.saturating_sub(meta)
+        let tail = tail.saturating_sub(self.cluster_meta());
+        first + full * self.cluster_blocks() * self.block + tail
     }
 
     /// Backing length of a file of `plain` bytes; `None` where that passes the
@@ -207,16 +223,16 @@ impl Layout {
             self.head + plain
         } else {
             let rest = plain - first;
-            let blocks = self.cluster * GROUP * self.block;
+            let blocks = self.cluster_blocks() * self.block;
             let (full, tail) = (rest / blocks, rest % blocks);
-            let meta = if tail == 0 {
+            let tail = if tail == 0 {
                 0
             } else {
-                self.cluster * META_PAGE
+                self.cluster_meta() + tail
             };
             (self.head + first)
                 .checked_add(full.checked_mul(self.cluster_bytes())?)?
-                .checked_add(meta + tail)?
+                .checked_add(tail)?
         };
         (len <= i64::MAX as u64).then_some(len)
     }
@@ -231,7 +247,15 @@ impl Layout {
     }
 
     fn cluster_bytes(self) -> u64 {
-        self.cluster * (META_PAGE + GROUP * self.block)
+        self.cluster_meta() + self.cluster_blocks() * self.block
+    }
+
+    fn cluster_meta(self) -> u64 {
+        self.cluster * META_PAGE
+    }
+
+    fn cluster_blocks(self) -> u64 {
+        self.cluster * GROUP
     }
 }
 

@@ -43,7 +43,8 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause before a provider that is down is asked again by someone who insists.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// The most threads that make and unwrap keys in the background.
+/// The most threads that make and unwrap keys in the background: more than either
+/// of `pool` and `ahead` has at work, so that neither waits for the other.
 const THREADS: usize = 192;
 
 /// Gives files their data keys.

@@ -31,8 +31,8 @@ pub(crate) fn offset(random: u32) -> u64 {
         8 | 9 => near(rest / 17 % 40 * 4096),
         10 | 11 => rest / 17 % 40 * 4096,
         12 => rest % 300_000,
-        13 => near(EDGES[(rest / 17 % 7) as usize]),
-        14 => EDGES[(rest % 7) as usize],
+        13 => near(EDGES[(rest / 17) as usize % EDGES.len()]),
+        14 => EDGES[rest as usize % EDGES.len()],
         _ => rest % LARGEST,
     }
 }
