@@ -110,12 +110,18 @@ impl Guarded {
                 Err(error) if error.is_transient() => error,
                 result => return result,
             };
-            let wait = full_jitter(pause);
+            // The limiter knows when to ask again where it was too much.
+            let wait = match error {
+                KeyError::Throttled { .. } => Duration::ZERO,
+                _ => full_jitter(pause),
+            };
             if Instant::now() + wait >= deadline || self.breaker.is_open() {
                 return Err(error);
             }
-            std::thread::sleep(wait);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            if !wait.is_zero() {
+                std::thread::sleep(wait);
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
         }
     }

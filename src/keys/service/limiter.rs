@@ -1,7 +1,8 @@
 //! How many calls a second a provider gets: a token bucket whose rate doubles while
 //! it is felt, until the provider says for the first time that it is too much. From
-//! then on it falls when the provider says so, and else creeps up (as TCP's window
-//! does: RFC 5681).
+//! then on it falls when the provider says so, comes back near to what was too much
+//! within seconds, stays there for a while and then feels its way higher: the curve
+//! of CUBIC (RFC 9438, 4.2), relative to the rate and by the clock alone.
 
 use std::collections::VecDeque;
 use std::thread::{self, Thread};
@@ -17,15 +18,16 @@ use super::pace::Pace;
 const FIRST_RATE: f64 = 1000.0;
 const LOWEST_RATE: f64 = 1.0;
 const HIGHEST_RATE: f64 = 20_000.0;
-/// How long the limit has to be felt before the rate is doubled, where the provider
-/// never complained; longer than most answers take.
-const DOUBLING: Duration = Duration::from_millis(50);
-/// Calls a second more for each second in which the limit was felt, once it did.
-const INCREASE: f64 = 50.0;
+/// How long the limit has to be felt before the rate is raised; longer than most
+/// answers take. Where the provider never complained, it is doubled then.
+const STEP: Duration = Duration::from_millis(50);
 /// What is left of the rate after the provider complained.
 const DECREASE: f64 = 0.7;
-/// Complaints this close together are about the same rate.
-const SAME_COMPLAINT: Duration = Duration::from_millis(500);
+/// How long the limit is felt until the rate is back where the provider complained.
+const RECOVERY: Duration = Duration::from_secs(3);
+/// Complaints this close together are about the same calls: what is left of a second
+/// whose quota is used up brings more of them, also at a lower rate.
+const SAME_COMPLAINT: Duration = Duration::from_secs(1);
 /// Seconds' worth of calls that may come at once.
 const BURST: f64 = 0.1;
 /// The same for the very first ones: providers count by the second or longer, and
@@ -103,6 +105,10 @@ struct Bucket {
     /// When the rate was last changed.
     changed: Instant,
     last_complaint: Option<Instant>,
+    /// The rate that was too much, at the last complaint.
+    too_much: f64,
+    /// How long the limit was felt since.
+    recovered: Duration,
     /// Of the calls that were made.
     pace: Pace,
     begun: Instant,
@@ -128,6 +134,8 @@ impl Bucket {
             closed_until: now,
             changed: now,
             last_complaint: None,
+            too_much: FIRST_RATE,
+            recovered: Duration::ZERO,
             pace: Pace::default(),
             begun: now,
             felt: false,
@@ -147,15 +155,25 @@ impl Bucket {
         let most = self.burst().max(self.tokens);
         self.tokens = (self.tokens + passed * self.rate).min(most);
         let steady = now.saturating_duration_since(self.changed);
-        let (pause, higher) = match self.last_complaint {
-            None => (DOUBLING, 2.0 * self.rate),
-            Some(_) => (Duration::from_secs(1), self.rate + INCREASE),
-        };
-        if self.felt && steady >= pause {
-            self.rate = higher.min(HIGHEST_RATE);
+        if self.felt && steady >= STEP {
+            self.raise(steady);
             self.changed = now;
             self.felt = false;
         }
+    }
+
+    /// The limit was felt and nobody complained for so long.
+    fn raise(&mut self, steady: Duration) {
+        let higher = match self.last_complaint {
+            None => 2.0 * self.rate,
+            Some(_) => {
+                // Where calls are few, it may have been felt long ago.
+                self.recovered += steady.min(Duration::from_secs(1));
+                let way = self.recovered.as_secs_f64() / RECOVERY.as_secs_f64() - 1.0;
+                self.too_much * (1.0 + (1.0 - DECREASE) * way.powi(3))
+            }
+        };
+        self.rate = higher.clamp(LOWEST_RATE, HIGHEST_RATE);
     }
 
     /// Takes a token for who is next, or says how long to wait before asking
@@ -215,9 +233,9 @@ impl Bucket {
     }
 
     fn throttled(&mut self, now: Instant, retry_after: Option<Duration>) {
-        if let Some(wait) = retry_after {
-            self.closed_until = self.closed_until.max(now + wait.min(LONGEST_CLOSED));
-        }
+        // Else the rest of a second whose quota is used up would be spent asking.
+        let wait = retry_after.map_or(STEP, |wait| wait.min(LONGEST_CLOSED));
+        self.closed_until = self.closed_until.max(now + wait);
         let heard = self.last_complaint;
         if heard.is_none_or(|at| now.saturating_duration_since(at) >= SAME_COMPLAINT) {
             self.last_complaint = Some(now);
@@ -226,6 +244,8 @@ impl Bucket {
                 let pace = self.pace.at(now - self.begun);
                 self.rate = self.rate.min(pace.max(FIRST_RATE));
             }
+            self.too_much = self.rate;
+            self.recovered = Duration::ZERO;
             self.rate = (self.rate * DECREASE).max(LOWEST_RATE);
             self.changed = now;
             self.felt = false;
@@ -261,6 +281,9 @@ mod tests {
         bucket.last_complaint = start.checked_sub(10 * SECOND);
         assert!(bucket.last_complaint.is_some());
         bucket.tokens = bucket.burst();
+        // About to be back where it complained: the rate hardly changes there.
+        bucket.recovered = RECOVERY - SECOND;
+        bucket.raise(Duration::ZERO);
         bucket
     }
 
@@ -343,12 +366,37 @@ mod tests {
         for second in 3..8 {
             let_through(&mut bucket, start + second * SECOND, Priority::Interactive);
         }
-        assert!((650.0..=750.0).contains(&bucket.rate), "{}", bucket.rate);
-        let unfelt = bucket.rate;
+        assert!((850.0..=910.0).contains(&bucket.rate), "{}", bucket.rate);
         for second in 8..20 {
             bucket.fill(start + second * SECOND);
         }
-        assert!(bucket.rate <= unfelt + INCREASE, "nobody needed more");
+        assert!(bucket.recovered <= 7 * SECOND, "nobody needed more");
+    }
+
+    #[test]
+    fn a_quota_is_used_nearly_whole() {
+        for quota in [1000, 3000, 10_000] {
+            let start = Instant::now();
+            let mut bucket = Bucket::new(start);
+            let (mut served, mut refused) = (0, 0);
+            for second in 0..20 {
+                let mut left = quota;
+                for tenth in 0..10_000 {
+                    let now = start + second * SECOND + tenth * SECOND / 10_000;
+                    while bucket.take(now, Priority::Interactive).is_ok() {
+                        if left > 0 {
+                            left -= 1;
+                            served += 1;
+                        } else {
+                            refused += 1;
+                            bucket.throttled(now, None);
+                        }
+                    }
+                }
+            }
+            assert!(served >= 18 * quota, "{served} in 20 seconds of {quota}");
+            assert!(refused <= served / 20, "{refused} refused of {quota}");
+        }
     }
 
     #[test]
