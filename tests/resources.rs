@@ -9,12 +9,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use common::sys::link_open;
+use common::sys::{link_open, pages_in_memory};
 use common::{
     Mount, Options, can_drop_caches, descriptors_of, drop_caches, env_number, eventually, is_root,
     noise, process_status, skip,
 };
 use kmsfs::sys::process::kernel_version;
+use rustix::fs::{Advice, fadvise};
 
 const MIB: u64 = 1024;
 
@@ -40,6 +41,36 @@ fn look_at_all(dir: &Path) -> u64 {
             }
         })
         .sum()
+}
+
+/// The plaintext is in the page cache already.
+#[test]
+fn ciphertext_that_is_read_in_turn_is_not_kept_in_memory() {
+    const PAGES: usize = 16 * 1024;
+    let options = Options {
+        init: vec!["--names".into(), "plain".into()],
+        ..Options::default()
+    };
+    let Some(mut mount) = Mount::real(options) else {
+        return;
+    };
+    if !is_root() {
+        return skip("the kernel reads so much at once only for root's mounts");
+    }
+    let content = noise(1, PAGES * 4096);
+    fs::write(mount.join("f"), &content).unwrap();
+    mount.unmount();
+    let stored = mount.backing().join("f");
+    let file = File::open(&stored).unwrap();
+    file.sync_all().unwrap();
+    fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    if pages_in_memory(&stored) > 0 {
+        return skip("the host has its files in memory only");
+    }
+    mount.start();
+    assert!(fs::read(mount.join("f")).unwrap() == content);
+    let pages = pages_in_memory(&stored);
+    assert!(pages < PAGES / 10, "{pages} pages of ciphertext");
 }
 
 #[test]

@@ -21,6 +21,14 @@ impl Descriptor {
             count: Some(count.clone()),
         }
     }
+
+    /// The same for another descriptor of the same file.
+    pub(super) fn counted_alike(&self, fd: OwnedFd) -> Self {
+        match &self.count {
+            Some(count) => Self::counted(fd, count),
+            None => fd.into(),
+        }
+    }
 }
 
 impl From<OwnedFd> for Descriptor {

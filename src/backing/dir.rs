@@ -90,6 +90,15 @@ pub fn reopen(fd: impl AsFd, writable: bool) -> Result<OwnedFd> {
     by_path(fd, |path| fs::open(path, flags, Mode::empty()))
 }
 
+/// Opens a file once more, for reading past the page cache.
+///
+/// # Errors
+/// `EINVAL` where the filesystem does not have that.
+pub(super) fn reopen_direct(fd: impl AsFd) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    by_path(fd, |path| fs::open(path, flags, Mode::empty()))
+}
+
 /// Creates (unless `exclusive`, or opens) a regular file for reading and writing.
 pub fn create(dir: impl AsFd, name: &[u8], mode: u32, exclusive: bool) -> Result<OwnedFd> {
     let mut flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;

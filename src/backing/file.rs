@@ -3,15 +3,16 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{self, Advice, FallocateFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::{self, Errno, ReadWriteFlags};
 
 use crate::types::TimeSpec;
 
-use super::{Descriptor, Result};
+use super::page_buffer::ALIGNMENT;
+use super::{Descriptor, Result, dir, page_cache};
 
 /// What the content layer needs of a file; the seam at which tests put files
 /// in memory and files that fail.
@@ -20,6 +21,13 @@ pub trait BackingFile: Send + Sync {
     /// Reads into the buffers in turn; fewer bytes than asked only at the end
     /// of the file. Advances the slices.
     fn read_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize>;
+
+    /// As [`Self::read_at`], for much data that is not read again soon: what the
+    /// host's page cache does not have already is not put there. For that, the offset
+    /// and the buffers have to be whole pages (see [`super::PageBuffer`]).
+    fn read_once(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize> {
+        self.read_at(bufs, offset)
+    }
 
     /// Writes all of the buffers in turn. Advances the slices.
     fn write_at(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()>;
@@ -68,7 +76,12 @@ const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// A file of the host.
 #[derive(Debug)]
-pub struct HostFile(Arc<Descriptor>);
+pub struct HostFile {
+    descriptor: Arc<Descriptor>,
+    /// Reads past the page cache; opened when first needed, nothing where the host
+    /// does not have that.
+    direct: OnceLock<Option<Descriptor>>,
+}
 
 impl HostFile {
     /// Takes over an open descriptor.
@@ -78,7 +91,21 @@ impl HostFile {
 
     /// The file of a descriptor that others use, too.
     pub fn sharing(descriptor: Arc<Descriptor>) -> Self {
-        Self(descriptor)
+        Self {
+            descriptor,
+            direct: OnceLock::new(),
+        }
+    }
+
+    fn direct(&self) -> Option<&Descriptor> {
+        let open = || {
+            let opened = dir::reopen_direct(&self.descriptor).ok()?;
+            // Requests this large are what the kernel reads ahead on the mount. That the
+            // host reads ahead as well would bring their data here before them.
+            let _ = fs::fadvise(&self.descriptor, 0, None, Advice::Random);
+            Some(self.descriptor.counted_alike(opened))
+        };
+        self.direct.get_or_init(open).as_ref()
     }
 
     fn write_with(
@@ -88,7 +115,7 @@ impl HostFile {
         flags: ReadWriteFlags,
     ) -> Result<()> {
         while !bufs.is_empty() {
-            match io::pwritev2(&self.0, bufs, offset, flags) {
+            match io::pwritev2(&self.descriptor, bufs, offset, flags) {
                 Ok(0) => return Err(Errno::IO),
                 Ok(n) => {
                     offset += n as u64;
@@ -104,7 +131,7 @@ impl HostFile {
 
 impl AsFd for HostFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.descriptor.as_fd()
     }
 }
 
@@ -112,7 +139,7 @@ impl BackingFile for HostFile {
     fn read_at(&self, mut bufs: &mut [IoSliceMut<'_>], mut offset: u64) -> Result<usize> {
         let mut total = 0;
         while !bufs.is_empty() {
-            match io::preadv(&self.0, bufs, offset) {
+            match io::preadv(&self.descriptor, bufs, offset) {
                 Ok(0) => break,
                 Ok(n) => {
                     total += n;
@@ -124,6 +151,24 @@ impl BackingFile for HostFile {
             }
         }
         Ok(total)
+    }
+
+    fn read_once(&self, mut bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize> {
+        let len = bufs.iter().map(|buf| buf.len()).sum();
+        let mut parts = bufs.iter().map(|buf| buf.as_ptr().addr() | buf.len());
+        let aligned = parts.all(|part| part.is_multiple_of(ALIGNMENT))
+            && offset.is_multiple_of(ALIGNMENT as u64);
+        if !aligned || page_cache::serves(&self.descriptor, offset, len) {
+            return self.read_at(bufs, offset);
+        }
+        let Some(direct) = self.direct() else {
+            return self.read_at(bufs, offset);
+        };
+        // What cannot be had in this way, such as blocks larger still, can in the other,
+        // or that says why. The same goes for what is left where a file ends amid a block.
+        let read = io::preadv(direct, bufs, offset).unwrap_or(0);
+        IoSliceMut::advance_slices(&mut bufs, read);
+        Ok(read + self.read_at(bufs, offset + read as u64)?)
     }
 
     fn write_at(&self, bufs: &mut [IoSlice<'_>], offset: u64) -> Result<()> {
@@ -144,41 +189,46 @@ impl BackingFile for HostFile {
 
     fn mostly_once(&self) {
         // Only a hint, and not every kernel takes it.
-        let _ = fs::fadvise(&self.0, 0, None, Advice::NoReuse);
+        let _ = fs::fadvise(&self.descriptor, 0, None, Advice::NoReuse);
     }
 
     fn will_need(&self, offset: u64, len: u64) {
         // Only a hint, and not every filesystem takes it.
-        let _ = fs::fadvise(&self.0, offset, NonZero::new(len), Advice::WillNeed);
+        let _ = fs::fadvise(
+            &self.descriptor,
+            offset,
+            NonZero::new(len),
+            Advice::WillNeed,
+        );
     }
 
     fn len(&self) -> Result<u64> {
-        Ok(fs::fstat(&self.0)?.st_size as u64)
+        Ok(fs::fstat(&self.descriptor)?.st_size as u64)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        fs::ftruncate(&self.0, len)
+        fs::ftruncate(&self.descriptor, len)
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {
         if data_only {
-            fs::fdatasync(&self.0)
+            fs::fdatasync(&self.descriptor)
         } else {
-            fs::fsync(&self.0)
+            fs::fsync(&self.descriptor)
         }
     }
 
     fn punch(&self, offset: u64, len: u64) -> Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fs::fallocate(&self.0, flags, offset, len)
+        fs::fallocate(&self.descriptor, flags, offset, len)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
-        fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, len)
+        fs::fallocate(&self.descriptor, FallocateFlags::KEEP_SIZE, offset, len)
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<u64>> {
-        match fs::seek(&self.0, SeekFrom::Data(offset)) {
+        match fs::seek(&self.descriptor, SeekFrom::Data(offset)) {
             Ok(at) => Ok(Some(at)),
             Err(Errno::NXIO) => Ok(None),
             // A filesystem that knows no holes has data everywhere.
@@ -188,7 +238,7 @@ impl BackingFile for HostFile {
     }
 
     fn keeping_mtime(&self, change: &mut dyn FnMut() -> Result<()>) -> Result<[TimeSpec; 2]> {
-        let before = fs::fstat(&self.0)?;
+        let before = fs::fstat(&self.descriptor)?;
         change()?;
         let times = Timestamps {
             last_access: Timespec {
@@ -200,14 +250,103 @@ impl BackingFile for HostFile {
                 tv_nsec: before.st_mtime_nsec as _,
             },
         };
-        match fs::futimens(&self.0, &times) {
+        match fs::futimens(&self.descriptor, &times) {
             // Another user's file on an unprivileged mount: its time moves.
             Err(Errno::PERM) => {}
             other => other?,
         }
-        Ok([before, fs::fstat(&self.0)?].map(|stat| TimeSpec {
+        Ok([before, fs::fstat(&self.descriptor)?].map(|stat| TimeSpec {
             sec: stat.st_ctime,
             nsec: stat.st_ctime_nsec as u32,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::PageBuffer;
+
+    const LEN: usize = 300_000;
+
+    fn file() -> HostFile {
+        let file = HostFile::new(tempfile::tempfile().unwrap().into());
+        file.write_at(&mut [IoSlice::new(&content(LEN))], 0)
+            .unwrap();
+        file
+    }
+
+    fn content(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i / 7 % 251) as u8).collect()
+    }
+
+    /// Leaves nothing in the page cache; says no where the host has the file nowhere
+    /// else.
+    fn is_made_cold(file: &HostFile) -> bool {
+        file.sync(false).unwrap();
+        fs::fadvise(file, 0, None, Advice::DontNeed).unwrap();
+        !page_cache::serves(file, 0, 4096)
+    }
+
+    #[test]
+    fn what_is_read_once_is_the_same_also_at_the_end() {
+        let file = file();
+        let mut buffer = PageBuffer::default();
+        for (offset, len) in [(0, 8192), (0, 1 << 20), (4096, 294_912), (299_008, 4096)] {
+            is_made_cold(&file);
+            let bytes = buffer.get(len);
+            bytes.fill(9);
+            // In parts, as where metadata lies in between.
+            let (first, second) = bytes.split_at_mut(4096 * (len / 8192));
+            let bufs = &mut [IoSliceMut::new(first), IoSliceMut::new(second)];
+            let read = file.read_once(bufs, offset as u64).unwrap();
+            assert_eq!(read, len.min(LEN - offset));
+            assert!(buffer.bytes()[..read] == content(LEN)[offset..offset + read]);
+        }
+        let past = &mut [IoSliceMut::new(buffer.get(4096))];
+        assert_eq!(file.read_once(past, 1 << 20).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_not_aligned_is_read_as_well() {
+        let file = file();
+        let mut buffer = PageBuffer::default();
+        for (skip, len, offset) in [(1, 4096, 0), (0, 5000, 4096), (0, 4096, 100)] {
+            is_made_cold(&file);
+            let bytes = &mut buffer.get(8192)[skip..skip + len];
+            let bufs = &mut [IoSliceMut::new(bytes)];
+            assert_eq!(file.read_once(bufs, offset as u64).unwrap(), len);
+            assert!(buffer.bytes()[skip..skip + len] == content(LEN)[offset..offset + len]);
+        }
+    }
+
+    #[test]
+    fn what_is_read_once_does_not_enter_the_page_cache() {
+        let file = file();
+        if !is_made_cold(&file) || file.direct().is_none() {
+            return;
+        }
+        let mut buffer = PageBuffer::default();
+        let bufs = &mut [IoSliceMut::new(buffer.get(1 << 20))];
+        assert_eq!(file.read_once(bufs, 0).unwrap(), LEN);
+        // All but the rest of its last block.
+        assert!(!page_cache::serves(&file, 0, 294_912));
+        let bufs = &mut [IoSliceMut::new(buffer.get(294_912))];
+        file.read_at(bufs, 0).unwrap();
+        assert!(page_cache::serves(&file, 0, 294_912));
+    }
+
+    #[test]
+    fn what_is_not_on_the_disk_yet_is_read_from_the_page_cache() {
+        let file = file();
+        is_made_cold(&file);
+        file.write_at(&mut [IoSlice::new(&[5; 100])], 8000).unwrap();
+        let mut buffer = PageBuffer::default();
+        let bufs = &mut [IoSliceMut::new(buffer.get(65_536))];
+        assert_eq!(file.read_once(bufs, 0).unwrap(), 65_536);
+        let mut expected = content(65_536);
+        expected[8000..8100].fill(5);
+        assert!(buffer.bytes()[..65_536] == expected);
+        assert!(file.direct.get().is_none(), "nothing had to be written out");
     }
 }

@@ -5,10 +5,13 @@ pub mod descriptor;
 pub mod dir;
 pub mod file;
 pub mod handle;
+pub mod page_buffer;
+mod page_cache;
 pub mod xattr;
 
 pub use descriptor::Descriptor;
 pub use file::{BackingFile, HostFile};
+pub use page_buffer::PageBuffer;
 pub use rustix::io::Errno;
 
 /// Result of a host operation: the host's own errno.

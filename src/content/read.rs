@@ -3,28 +3,25 @@
 use std::io::IoSliceMut;
 use std::ops::Range;
 
+use crate::backing::PageBuffer;
 use crate::format::meta::Entry;
 
 use super::file::{EncryptedFile, Pending, State, seal_of};
 use super::identity::Identity;
 use super::{ContentError, Result};
 
+/// Bytes of a request from which on it is a part of much that is read in turn: the
+/// plaintext stays in the page cache, so the ciphertext need not.
+const LONG: usize = 256 << 10;
+
 /// A buffer that keeps its memory from one request to the next.
 #[derive(Default)]
-pub struct ReadBuffer(Vec<u8>);
+pub struct ReadBuffer(PageBuffer);
 
 impl ReadBuffer {
-    /// `len` bytes of whatever was there before.
-    fn get(&mut self, len: usize) -> &mut [u8] {
-        if self.0.len() < len {
-            self.0.resize(len, 0);
-        }
-        &mut self.0[..len]
-    }
-
     /// The bytes that a read said it put here.
     pub fn slice(&self, range: Range<usize>) -> &[u8] {
-        &self.0[range]
+        &self.0.bytes()[range]
     }
 }
 
@@ -36,7 +33,7 @@ impl EncryptedFile {
     /// `BadBlock` if any block does not authenticate: part of a read would look
     /// like the end of the file.
     pub fn read(&self, offset: u64, len: usize, buffer: &mut ReadBuffer) -> Result<Range<usize>> {
-        self.read_to(offset, len, |needed| buffer.get(needed))
+        self.read_to(offset, len, |needed| buffer.0.get(needed))
     }
 
     /// The same into `room`, which has to have two blocks more than `len`.
@@ -77,11 +74,19 @@ impl EncryptedFile {
             layout.group_of(first).0,
             layout.group_of(first + count - 1).0,
         );
+        let (long, mut there) = (out.len() >= LONG, false);
         if self.pages.lock().get(first_group).is_none() {
             // The data comes from elsewhere than the metadata: let both be read
             // at once.
-            let at = layout.block_offset(first);
-            state.backing.will_need(at, out.len() as u64);
+            if long {
+                let (at, len) = (layout.meta_offset(first_group), layout.cluster_meta_len());
+                state.backing.will_need(at, len as u64);
+                self.read_ciphertext(state, first, out)?;
+                there = true;
+            } else {
+                let at = layout.block_offset(first);
+                state.backing.will_need(at, out.len() as u64);
+            }
         }
         let mut entries: Vec<Option<Entry>> = Vec::with_capacity(count as usize);
         for group in first_group..=last_group {
@@ -91,7 +96,7 @@ impl EncryptedFile {
             let to = (first + count - start).min(layout.group_blocks(group));
             entries.extend((from..to).map(|at| page.get(at as usize)));
         }
-        if entries.iter().any(Option::is_some) {
+        if !there && entries.iter().any(Option::is_some) {
             self.read_ciphertext(state, first, out)?;
         }
         self.open_blocks(state, first, &entries, out)
@@ -167,7 +172,7 @@ impl EncryptedFile {
     fn read_ciphertext(&self, state: &State, first: u64, out: &mut [u8]) -> Result<()> {
         let layout = self.layout();
         let block = layout.block_size();
-        let mut scrap = Vec::new();
+        let mut scrap = PageBuffer::default();
         let mut runs = Vec::new();
         let (mut index, mut rest) = (first, out);
         while !rest.is_empty() {
@@ -177,16 +182,18 @@ impl EncryptedFile {
             rest = more;
             index += blocks as u64;
         }
-        scrap.resize((runs.len() - 1) * layout.cluster_meta_len(), 0);
+        let scrap = scrap.get((runs.len() - 1) * layout.cluster_meta_len());
         let mut scraps = scrap.chunks_exact_mut(layout.cluster_meta_len());
         let mut bufs = Vec::with_capacity(2 * runs.len());
         for run in runs {
             bufs.push(IoSliceMut::new(run));
             bufs.extend(scraps.next().map(IoSliceMut::new));
         }
-        state
-            .backing
-            .read_at(&mut bufs, layout.block_offset(first))?;
+        let at = layout.block_offset(first);
+        match bufs.iter().map(|buf| buf.len()).sum::<usize>() >= LONG {
+            true => state.backing.read_once(&mut bufs, at)?,
+            false => state.backing.read_at(&mut bufs, at)?,
+        };
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::backing::PageBuffer;
 use crate::sys::fuse_device::FuseDevice;
 
 use super::adapter::Adapter;
@@ -20,7 +21,7 @@ const HEADERS: usize = 4096;
 /// Those of the device.
 pub(super) fn serve(device: Arc<FuseDevice>, adapter: &Adapter) -> io::Result<()> {
     let mut bytes = vec![0; HEADERS + MAX_WRITE];
-    let mut room = vec![0; ROOM];
+    let mut room = PageBuffer::default();
     while let Some(len) = device.receive(&mut bytes)? {
         let Some(request) = Request::from_device(&bytes[..len]) else {
             log::error!("the kernel sent {len} bytes that are no request");
@@ -31,7 +32,7 @@ pub(super) fn serve(device: Arc<FuseDevice>, adapter: &Adapter) -> io::Result<()
             continue;
         }
         let reply = Reply::new(request.unique, Sink::Device(device.clone()));
-        adapter.serve(&request, &mut room, reply);
+        adapter.serve(&request, room.get(ROOM), reply);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use crate::common::sys::{self, Aio, Aligned, Map};
 use crate::common::{Mount, Rng, noise};
@@ -183,6 +183,59 @@ fn direct_cached_and_mapped_access_agree() {
     drop((map, cached, direct));
     mount.remount();
     assert!(fs::read(&path).unwrap() == model);
+}
+
+/// Requests of the size that the kernel reads ahead pass the host's page cache by; what
+/// else is done to the file goes through it.
+#[test]
+fn long_reads_among_other_changes() {
+    const LEN: u64 = 10 << 20;
+    let mut mount = Mount::simple();
+    let path = mount.join("f");
+    let mut model = vec![0; 2 * LEN as usize];
+    let mut rng = Rng::from_env();
+    for round in 0..3 {
+        let (cached, direct) = (open(&path), open_direct(&path));
+        for step in 0..150 {
+            let at = rng.below(LEN);
+            let end = cached.metadata().unwrap().len();
+            match rng.below(8) {
+                0..3 => {
+                    let most = *rng.pick(&[100, 20_000, 700_000]);
+                    let len = 1 + rng.below(most);
+                    let bytes = rng.bytes(len as usize);
+                    cached.write_all_at(&bytes, at).unwrap();
+                    model[at as usize..][..bytes.len()].copy_from_slice(&bytes);
+                }
+                3 => {
+                    cached.set_len(at).unwrap();
+                    model[at as usize..].fill(0);
+                }
+                4 => {
+                    let len = 1 + rng.below(600_000);
+                    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    fallocate(&cached, flags, at, len).unwrap();
+                    model[at as usize..][..len as usize].fill(0);
+                }
+                5 => cached.sync_all().unwrap(),
+                _ => {
+                    let at = at / 4096 * 4096;
+                    let mut back = Aligned::new((1 + rng.below(256) as usize) * 4096, 1);
+                    let read = direct.read_at(&mut back, at).unwrap();
+                    let expected = end.saturating_sub(at).min(back.len() as u64);
+                    assert_eq!(read as u64, expected, "round {round}, step {step}");
+                    assert!(
+                        back[..read] == model[at as usize..][..read],
+                        "round {round}, step {step}: {read} bytes at {at}"
+                    );
+                }
+            }
+        }
+        let end = cached.metadata().unwrap().len() as usize;
+        drop((cached, direct));
+        mount.remount();
+        assert!(fs::read(&path).unwrap() == model[..end], "round {round}");
+    }
 }
 
 #[test]
