@@ -11,8 +11,8 @@ use rustix::io::{self, Errno, ReadWriteFlags};
 
 use crate::types::TimeSpec;
 
-use super::page_buffer::ALIGNMENT;
-use super::{Descriptor, Result, dir, page_cache};
+use super::direct::{ALIGNMENT, Direct};
+use super::{Descriptor, Result, page_cache};
 
 /// What the content layer needs of a file; the seam at which tests put files
 /// in memory and files that fail.
@@ -78,9 +78,8 @@ const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 #[derive(Debug)]
 pub struct HostFile {
     descriptor: Arc<Descriptor>,
-    /// Reads past the page cache; opened when first needed, nothing where the host
-    /// does not have that.
-    direct: OnceLock<Option<Descriptor>>,
+    /// Opened when first needed; nothing where there is none to be had.
+    direct: OnceLock<Option<Direct>>,
 }
 
 impl HostFile {
@@ -97,14 +96,8 @@ impl HostFile {
         }
     }
 
-    fn direct(&self) -> Option<&Descriptor> {
-        let open = || {
-            let opened = dir::reopen_direct(&self.descriptor).ok()?;
-            // Requests this large are what the kernel reads ahead on the mount. That the
-            // host reads ahead as well would bring their data here before them.
-            let _ = fs::fadvise(&self.descriptor, 0, None, Advice::Random);
-            Some(self.descriptor.counted_alike(opened))
-        };
+    fn direct(&self) -> Option<&Direct> {
+        let open = || Direct::of(&self.descriptor);
         self.direct.get_or_init(open).as_ref()
     }
 

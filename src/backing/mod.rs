@@ -3,6 +3,7 @@
 
 pub mod descriptor;
 pub mod dir;
+mod direct;
 pub mod file;
 pub mod handle;
 pub mod page_buffer;

@@ -1,8 +1,6 @@
 //! Memory that can be read into past the host's page cache.
 
-/// What the host may want addresses, offsets and lengths to be multiples of, in bytes:
-/// the largest block size of disks.
-pub(super) const ALIGNMENT: usize = 4096;
+use super::direct::ALIGNMENT;
 
 /// Bytes that begin where a page does. Keeps its memory from one use to the next.
 #[derive(Default)]
