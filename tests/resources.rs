@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::sys::{link_open, pages_in_memory};
 use common::{
     Mount, Options, can_drop_caches, descriptors_of, drop_caches, env_number, eventually, is_root,
-    noise, process_status, skip,
+    noise, process_stat, process_status, skip,
 };
 use kmsfs::sys::process::kernel_version;
 use rustix::fs::{Advice, fadvise};
@@ -371,19 +371,7 @@ fn an_idle_mount_is_small() {
         process_status(pid, "VmRSS")
     );
     assert!(process_status(pid, "Threads") < 40);
-    let ticks = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let fields: Vec<u64> = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|n| n.parse().unwrap())
-            .collect();
-        fields[0] + fields[1]
-    };
+    let ticks = || process_stat(pid, 14) + process_stat(pid, 15);
     let before = ticks();
     std::thread::sleep(Duration::from_secs(2));
     assert!(ticks() - before < 10, "an idle daemon is busy");

@@ -171,6 +171,15 @@ pub fn process_status(pid: u32, field: &str) -> u64 {
         .expect("a number")
 }
 
+/// Field `number` of `/proc/PID/stat`, from the third one on (`proc_pid_stat(5)`).
+pub fn process_stat(pid: u32, number: usize) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    // After the name, which may have anything in it.
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let field = rest.split_whitespace().nth(number - 3).expect("a field");
+    field.parse().expect("a number")
+}
+
 /// How many descriptors a process has open.
 pub fn descriptors_of(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd"))

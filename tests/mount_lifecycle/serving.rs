@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::common::{
-    self, Mount, Options, PATIENCE, Volume, eventually, mount_line, processes_naming, said,
+    self, Mount, Options, PATIENCE, Volume, eventually, mount_line, process_stat, processes_naming,
+    said,
 };
 use crate::{assert_refused, text};
 
@@ -70,25 +71,8 @@ fn a_background_daemon_lets_go_of_the_terminal_and_the_directory() {
                 common::say_skipped("may not see the daemon's directory");
             }
         }
-        let session = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let session = session
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .nth(3)
-            .unwrap()
-            .to_owned();
-        let own = fs::read_to_string("/proc/self/stat").unwrap();
-        let own = own
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .nth(3)
-            .unwrap()
-            .to_owned();
-        assert_ne!(session, own, "a session of its own");
+        let session = |pid| process_stat(pid, 6);
+        assert_ne!(session(pid), session(std::process::id()), "one of its own");
     }
     assert!(
         volume
