@@ -110,16 +110,13 @@ impl Guarded {
                 Err(error) if error.is_transient() => error,
                 result => return result,
             };
-            // The limiter knows when to ask again where it was too much.
-            let wait = match error {
-                KeyError::Throttled { .. } => Duration::ZERO,
-                _ => full_jitter(pause),
-            };
+            let wait = full_jitter(pause);
             if Instant::now() + wait >= deadline || self.breaker.is_open() {
                 return Err(error);
             }
-            if !wait.is_zero() {
-                std::thread::sleep(wait);
+            std::thread::sleep(wait);
+            // Where it was too much, the limiter sees to it that it becomes less.
+            if !matches!(error, KeyError::Throttled { .. }) {
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
