@@ -8,6 +8,7 @@ mod dispatch;
 mod errno;
 mod listing;
 mod notices;
+mod occupancy;
 pub mod options;
 mod precedence;
 mod protocol;

@@ -17,6 +17,7 @@ use super::adapter::Adapter;
 use super::connection::ROOM;
 use super::device;
 use super::notices;
+use super::occupancy::Occupancy;
 use super::precedence::{Member, Precedence};
 use super::protocol::{Fields, OUT_HEADER};
 use super::reply::{Reply, Sink, header};
@@ -26,6 +27,10 @@ use super::request::Request;
 /// bound to its queue's processor again: both changes cost more than they give
 /// where requests of both kinds alternate.
 const QUICK: u32 = 8;
+
+/// By how many requests that take long, more that came while all processors had one than
+/// while not or the reverse, a thread changes whether it is bound for them.
+const CROWD: u32 = 16;
 
 /// Rings that the kernel does not know of yet.
 pub(super) struct Rings(Vec<FuseRing>);
@@ -66,13 +71,19 @@ impl Rings {
         adapter: &Arc<Adapter>,
     ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
         let precedence = Precedence::start()?;
+        let queues = self.0.iter().map(FuseRing::queue);
+        let online = queues.filter(|queue| queue.online);
+        let mut processors: Vec<_> = online.map(|queue| queue.processor()).collect();
+        // Each has several rings, one after the other.
+        processors.dedup();
+        let occupancy = Arc::new(Occupancy::new(&processors));
         let start = |ring: FuseRing| {
             let (device, adapter) = (device.clone(), adapter.clone());
-            let precedence = precedence.clone();
+            let (precedence, occupancy) = (precedence.clone(), occupancy.clone());
             let name = format!("kmsfs-ring-{}", ring.queue().processor());
             thread::Builder::new().name(name).spawn(move || {
                 let queue = ring.queue();
-                let place = Place::new(queue, precedence);
+                let place = Place::new(queue, precedence, occupancy);
                 let served = serve(ring, place, device.clone(), &adapter);
                 thread_place::as_usual();
                 match served {
@@ -215,7 +226,11 @@ impl Served<'_> {
         };
         let request = Request::from_parts(header, held.operation, rest);
         let request = request.ok_or(io::ErrorKind::InvalidData)?;
-        self.place.choose(request.takes_long());
+        let long = request.takes_long().then(|| self.place.occupancy.clone());
+        let _occupied = long
+            .as_ref()
+            .and_then(|all| all.enter(self.place.processor));
+        self.place.choose(long.is_some());
         if request.is_for_file() {
             self.file = request.ino;
         }
@@ -274,16 +289,25 @@ struct Place {
     bound: bool,
     /// Quick requests since the last one that takes long.
     quick: u32,
+    /// How often all processors had a request that takes long, less how often not; from
+    /// none to [`CROWD`].
+    full: u32,
+    /// It stays bound for those.
+    stays: bool,
+    occupancy: Arc<Occupancy>,
     member: Option<Member>,
 }
 
 impl Place {
-    fn new(queue: Queue, precedence: Option<Arc<Precedence>>) -> Self {
+    fn new(queue: Queue, precedence: Option<Arc<Precedence>>, occupancy: Arc<Occupancy>) -> Self {
         let member = precedence.map(Precedence::join).transpose();
         let mut place = Self {
             processor: queue.processor(),
             bound: false,
             quick: 0,
+            full: 0,
+            stays: false,
+            occupancy,
             member: member
                 .inspect_err(|error| log::debug!("a thread does not give way: {error}"))
                 .unwrap_or_default(),
@@ -298,8 +322,17 @@ impl Place {
         }
         if takes_long {
             self.quick = 0;
-            if self.bound {
-                self.bind(false);
+            self.full = match self.occupancy.is_full() {
+                true => CROWD.min(self.full + 1),
+                false => self.full.saturating_sub(1),
+            };
+            match self.full {
+                0 => self.stays = false,
+                CROWD => self.stays = true,
+                _ => {}
+            }
+            if self.bound != self.stays {
+                self.bind(self.stays);
             }
         } else if !self.bound {
             self.quick += 1;
