@@ -61,7 +61,9 @@ fn requests_come_over_io_uring_and_the_systems_setting_stays() {
         ..Options::default()
     });
     assert_eq!(count(&mount, "kmsfs-ring"), 0);
-    assert!(count(&mount, "kmsfs-fuse") > 1);
+    // They are started one after the other while the first serves already.
+    let several = || count(&mount, "kmsfs-fuse") > 1;
+    assert!(eventually(PATIENCE, several), "{:?}", threads(&mount));
     assert_eq!(fs::read(mount.join("a")).unwrap(), b"over a ring");
 }
 
