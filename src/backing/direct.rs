@@ -1,9 +1,11 @@
 //! Reading past the host's page cache (`O_DIRECT`).
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{Advice, fadvise};
+use rustix::process::{Resource, getrlimit};
 
 use super::{Descriptor, dir};
 
@@ -13,7 +15,18 @@ pub(super) const ALIGNMENT: usize = 4096;
 
 /// The most files that have a descriptor for this at a time: a process may have only so
 /// many, and each file has one already.
-const MOST: usize = 64;
+const MOST: u64 = 64;
+/// And of those that it may have, one part in so many.
+const PART: u64 = 16;
+
+fn most() -> usize {
+    static LIMIT: OnceLock<u64> = OnceLock::new();
+    let limit = LIMIT.get_or_init(|| {
+        let limit = getrlimit(Resource::Nofile).current;
+        limit.map_or(MOST, |limit| MOST.min(limit / PART))
+    });
+    *limit as usize
+}
 
 /// A descriptor of a file for reading past the page cache.
 #[derive(Debug)]
@@ -44,7 +57,7 @@ impl AsFd for Direct {
     }
 }
 
-/// One of [`MOST`].
+/// One of [`most`].
 #[derive(Debug)]
 struct Place;
 
@@ -55,7 +68,7 @@ impl Place {
         let taken = TAKEN.fetch_add(1, Ordering::Relaxed);
         // Given back at once where it is one too many.
         let place = Self;
-        (taken < MOST).then_some(place)
+        (taken < most()).then_some(place)
     }
 }
 
@@ -72,10 +85,10 @@ mod tests {
     #[test]
     fn only_so_many_files_have_one() {
         let open = || Descriptor::from(std::os::fd::OwnedFd::from(tempfile::tempfile().unwrap()));
-        let files: Vec<_> = (0..=MOST).map(|_| open()).collect();
+        let files: Vec<_> = (0..=most()).map(|_| open()).collect();
         // Where the host does not have that, there is none at all.
         let mut direct: Vec<_> = files.iter().filter_map(Direct::of).collect();
-        assert!(direct.len() <= MOST);
+        assert!(direct.len() <= most());
         if direct.pop().is_some() {
             assert!(Direct::of(&files[0]).is_some(), "room for one more again");
         }
