@@ -1,11 +1,11 @@
 //! Reading past the host's page cache (`O_DIRECT`).
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{Advice, fadvise};
-use rustix::process::{Resource, getrlimit};
+
+use crate::sys::process::descriptor_limit;
 
 use super::{Descriptor, dir};
 
@@ -20,12 +20,7 @@ const MOST: u64 = 64;
 const PART: u64 = 16;
 
 fn most() -> usize {
-    static LIMIT: OnceLock<u64> = OnceLock::new();
-    let limit = LIMIT.get_or_init(|| {
-        let limit = getrlimit(Resource::Nofile).current;
-        limit.map_or(MOST, |limit| MOST.min(limit / PART))
-    });
-    *limit as usize
+    MOST.min(descriptor_limit() / PART) as usize
 }
 
 /// A descriptor of a file for reading past the page cache.

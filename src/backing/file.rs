@@ -151,16 +151,16 @@ impl BackingFile for HostFile {
         let mut parts = bufs.iter().map(|buf| buf.as_ptr().addr() | buf.len());
         let aligned = parts.all(|part| part.is_multiple_of(ALIGNMENT))
             && offset.is_multiple_of(ALIGNMENT as u64);
-        if !aligned || page_cache::serves(&self.descriptor, offset, len) {
-            return self.read_at(bufs, offset);
+        let mut read = 0;
+        if aligned
+            && !page_cache::serves(&self.descriptor, offset, len)
+            && let Some(direct) = self.direct()
+        {
+            read = io::preadv(direct, bufs, offset).unwrap_or(0);
+            IoSliceMut::advance_slices(&mut bufs, read);
         }
-        let Some(direct) = self.direct() else {
-            return self.read_at(bufs, offset);
-        };
-        // What cannot be had in this way, such as blocks larger still, can in the other,
-        // or that says why. The same goes for what is left where a file ends amid a block.
-        let read = io::preadv(direct, bufs, offset).unwrap_or(0);
-        IoSliceMut::advance_slices(&mut bufs, read);
+        // What cannot be had in that way, such as blocks larger still, can in this one, or
+        // it says why. The same goes for what is left where a file ends amid a block.
         Ok(read + self.read_at(bufs, offset + read as u64)?)
     }
 

@@ -74,19 +74,23 @@ impl EncryptedFile {
             layout.group_of(first).0,
             layout.group_of(first + count - 1).0,
         );
-        let (long, mut there) = (out.len() >= LONG, false);
-        if self.pages.lock().get(first_group).is_none() {
+        let (long, missing) = (
+            out.len() >= LONG,
+            self.pages.lock().get(first_group).is_none(),
+        );
+        if missing {
             // The data comes from elsewhere than the metadata: let both be read
-            // at once.
-            if long {
-                let (at, len) = (layout.meta_offset(first_group), layout.cluster_meta_len());
-                state.backing.will_need(at, len as u64);
-                self.read_ciphertext(state, first, out)?;
-                there = true;
-            } else {
-                let at = layout.block_offset(first);
-                state.backing.will_need(at, out.len() as u64);
-            }
+            // at once, of a long read the data first, as that passes the host's page
+            // cache by.
+            let (at, len) = match long {
+                true => (layout.meta_offset(first_group), layout.cluster_meta_len()),
+                false => (layout.block_offset(first), out.len()),
+            };
+            state.backing.will_need(at, len as u64);
+        }
+        let there = missing && long;
+        if there {
+            self.read_ciphertext(state, first, out)?;
         }
         let mut entries: Vec<Option<Entry>> = Vec::with_capacity(count as usize);
         for group in first_group..=last_group {
@@ -172,6 +176,7 @@ impl EncryptedFile {
     fn read_ciphertext(&self, state: &State, first: u64, out: &mut [u8]) -> Result<()> {
         let layout = self.layout();
         let block = layout.block_size();
+        let long = out.len() >= LONG;
         let mut scrap = PageBuffer::default();
         let mut runs = Vec::new();
         let (mut index, mut rest) = (first, out);
@@ -190,7 +195,7 @@ impl EncryptedFile {
             bufs.extend(scraps.next().map(IoSliceMut::new));
         }
         let at = layout.block_offset(first);
-        match bufs.iter().map(|buf| buf.len()).sum::<usize>() >= LONG {
+        match long {
             true => state.backing.read_once(&mut bufs, at)?,
             false => state.backing.read_at(&mut bufs, at)?,
         };

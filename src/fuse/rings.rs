@@ -83,8 +83,8 @@ impl Rings {
             let name = format!("kmsfs-ring-{}", ring.queue().processor());
             thread::Builder::new().name(name).spawn(move || {
                 let queue = ring.queue();
-                let place = Place::new(queue, precedence, occupancy);
-                let served = serve(ring, place, device.clone(), &adapter);
+                let place = Place::new(queue, precedence);
+                let served = serve(ring, place, device.clone(), &adapter, &occupancy);
                 thread_place::as_usual();
                 match served {
                     Ok(()) => Ok(()),
@@ -161,6 +161,7 @@ struct Served<'a> {
     ring: FuseRing,
     device: Arc<FuseDevice>,
     adapter: &'a Adapter,
+    occupancy: &'a Occupancy,
     slots: Vec<Arc<Slot>>,
     late: Arc<Late>,
     place: Place,
@@ -174,6 +175,7 @@ fn serve(
     place: Place,
     device: Arc<FuseDevice>,
     adapter: &Adapter,
+    occupancy: &Occupancy,
 ) -> io::Result<()> {
     let late = Arc::new(Late {
         slots: Mutex::default(),
@@ -183,6 +185,7 @@ fn serve(
         ring,
         device,
         adapter,
+        occupancy,
         slots: Vec::new(),
         late,
         place,
@@ -226,11 +229,9 @@ impl Served<'_> {
         };
         let request = Request::from_parts(header, held.operation, rest);
         let request = request.ok_or(io::ErrorKind::InvalidData)?;
-        let long = request.takes_long().then(|| self.place.occupancy.clone());
-        let _occupied = long
-            .as_ref()
-            .and_then(|all| all.enter(self.place.processor));
-        self.place.choose(long.is_some());
+        let (occupancy, long) = (self.occupancy, request.takes_long());
+        let _occupied = long.then(|| occupancy.enter(self.place.processor));
+        self.place.choose(long, occupancy);
         if request.is_for_file() {
             self.file = request.ino;
         }
@@ -294,12 +295,11 @@ struct Place {
     full: u32,
     /// It stays bound for those.
     stays: bool,
-    occupancy: Arc<Occupancy>,
     member: Option<Member>,
 }
 
 impl Place {
-    fn new(queue: Queue, precedence: Option<Arc<Precedence>>, occupancy: Arc<Occupancy>) -> Self {
+    fn new(queue: Queue, precedence: Option<Arc<Precedence>>) -> Self {
         let member = precedence.map(Precedence::join).transpose();
         let mut place = Self {
             processor: queue.processor(),
@@ -307,7 +307,6 @@ impl Place {
             quick: 0,
             full: 0,
             stays: false,
-            occupancy,
             member: member
                 .inspect_err(|error| log::debug!("a thread does not give way: {error}"))
                 .unwrap_or_default(),
@@ -316,13 +315,13 @@ impl Place {
         place
     }
 
-    fn choose(&mut self, takes_long: bool) {
+    fn choose(&mut self, takes_long: bool, occupancy: &Occupancy) {
         if let Some(member) = &self.member {
             member.request(takes_long);
         }
         if takes_long {
             self.quick = 0;
-            self.full = match self.occupancy.is_full() {
+            self.full = match occupancy.is_full() {
                 true => CROWD.min(self.full + 1),
                 false => self.full.saturating_sub(1),
             };
