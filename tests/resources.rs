@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::sys::{link_open, pages_in_memory};
@@ -43,34 +43,71 @@ fn look_at_all(dir: &Path) -> u64 {
         .sum()
 }
 
-/// The plaintext is in the page cache already.
-#[test]
-fn ciphertext_that_is_read_in_turn_is_not_kept_in_memory() {
-    const PAGES: usize = 16 * 1024;
+/// A mount with a file of `content`, of which the host has nothing in memory, and where
+/// that is stored.
+fn mount_of_cold_file(content: &[u8]) -> Option<(Mount, PathBuf)> {
     let options = Options {
         init: vec!["--names".into(), "plain".into()],
         ..Options::default()
     };
-    let Some(mut mount) = Mount::real(options) else {
-        return;
-    };
-    if !is_root() {
-        return skip("the kernel reads so much at once only for root's mounts");
-    }
-    let content = noise(1, PAGES * 4096);
-    fs::write(mount.join("f"), &content).unwrap();
+    let mut mount = Mount::real(options)?;
+    fs::write(mount.join("f"), content).unwrap();
     mount.unmount();
     let stored = mount.backing().join("f");
     let file = File::open(&stored).unwrap();
     file.sync_all().unwrap();
     fadvise(&file, 0, None, Advice::DontNeed).unwrap();
     if pages_in_memory(&stored) > 0 {
-        return skip("the host has its files in memory only");
+        skip("the host has its files in memory only");
+        return None;
     }
     mount.start();
+    Some((mount, stored))
+}
+
+/// The plaintext is in the page cache already.
+#[test]
+fn ciphertext_that_is_read_in_turn_is_not_kept_in_memory() {
+    const PAGES: usize = 16 * 1024;
+    if !is_root() {
+        return skip("the kernel reads so much at once only for root's mounts");
+    }
+    let content = noise(1, PAGES * 4096);
+    let Some((mount, stored)) = mount_of_cold_file(&content) else {
+        return;
+    };
     assert!(fs::read(mount.join("f")).unwrap() == content);
     let pages = pages_in_memory(&stored);
     assert!(pages < PAGES / 10, "{pages} pages of ciphertext");
+}
+
+/// So that most of them find there what they want.
+#[test]
+fn what_lies_around_many_small_reads_is_read_with_them() {
+    const PAGES: usize = 4 * 1024;
+    let content = noise(1, PAGES * 4096);
+    let Some((mount, stored)) = mount_of_cold_file(&content) else {
+        return;
+    };
+    let file = File::open(mount.join("f")).unwrap();
+    fadvise(&file, 0, None, Advice::Random).unwrap();
+    let look = |step: usize| {
+        let at = step * 1009 % PAGES * 4096;
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, at as u64).unwrap();
+        assert!(page == content[at..at + 4096], "at {at}");
+    };
+    (0..10).for_each(look);
+    let few = pages_in_memory(&stored);
+    assert!(few < 200, "{few} pages of ciphertext for a few reads");
+    let most = || {
+        // One at a time, as no more are on their way than the disk gives meanwhile.
+        (10..PAGES / 4).any(|step| {
+            look(step);
+            pages_in_memory(&stored) > PAGES * 9 / 10
+        })
+    };
+    assert!(most(), "{} pages of ciphertext", pages_in_memory(&stored));
 }
 
 #[test]

@@ -46,6 +46,9 @@ pub trait BackingFile: Send + Sync {
     /// Says that a range is about to be read, so that it can be on its way.
     fn will_need(&self, offset: u64, len: u64);
 
+    /// Whether the byte at `offset` could be read without waiting for the disk.
+    fn is_there(&self, offset: u64) -> bool;
+
     /// Length in bytes.
     fn len(&self) -> Result<u64>;
 
@@ -193,6 +196,14 @@ impl BackingFile for HostFile {
             NonZero::new(len),
             Advice::WillNeed,
         );
+    }
+
+    fn is_there(&self, offset: u64) -> bool {
+        let byte = &mut [0];
+        let bufs = &mut [IoSliceMut::new(byte)];
+        let read = io::preadv2(&self.descriptor, bufs, offset, ReadWriteFlags::NOWAIT);
+        // Not every filesystem has such reads.
+        read != Err(Errno::AGAIN)
     }
 
     fn len(&self) -> Result<u64> {

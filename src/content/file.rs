@@ -14,6 +14,7 @@ use crate::crypto::{BlockCipher, Seal};
 use crate::format::Layout;
 use crate::format::meta::{Entry, MetaPage};
 
+use super::around::Around;
 use super::identity::Identity;
 use super::lease::{Lease, Withheld};
 use super::pages::Pages;
@@ -36,6 +37,8 @@ pub struct EncryptedFile {
     pub(super) settled: Mutex<BTreeSet<u64>>,
     /// What the keeper of keys sees without the lock.
     pub(super) lease: Lease,
+    /// What small reads have been read around.
+    pub(super) around: Around,
     ciphers: Mutex<[CachedCipher; CIPHERS]>,
 }
 
@@ -227,6 +230,7 @@ impl EncryptedFile {
             unsynced: AtomicBool::new(true),
             settled: Mutex::default(),
             lease,
+            around: Around::default(),
             ciphers: Mutex::default(),
             volume,
         }))

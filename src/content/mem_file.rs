@@ -132,6 +132,10 @@ impl Mem {
 impl BackingFile for MemFile {
     fn will_need(&self, _offset: u64, _len: u64) {}
 
+    fn is_there(&self, _offset: u64) -> bool {
+        true
+    }
+
     fn read_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> crate::backing::Result<usize> {
         let mem = self.0.lock();
         let mut at = offset as usize;

@@ -1,6 +1,7 @@
 //! One encrypted file over a backing file: read, write, resize, holes, and the
 //! order in which changes reach the disk (`docs/CRASH_ORDER.md`).
 
+mod around;
 mod change_times;
 pub mod file;
 pub mod identity;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::backing::PageBuffer;
 use crate::format::meta::Entry;
 
+use super::around::PIECE;
 use super::file::{EncryptedFile, Pending, State, seal_of};
 use super::identity::Identity;
 use super::{ContentError, Result};
@@ -101,9 +102,22 @@ impl EncryptedFile {
             entries.extend((from..to).map(|at| page.get(at as usize)));
         }
         if !there && entries.iter().any(Option::is_some) {
+            if out.len() <= PIECE {
+                self.read_around(state, layout.block_offset(first), out.len() as u64);
+            }
             self.read_ciphertext(state, first, out)?;
         }
         self.open_blocks(state, first, &entries, out)
+    }
+
+    /// Has what lies around the ciphertext of a small piece read ahead, if that is due.
+    fn read_around(&self, state: &State, offset: u64, len: u64) {
+        let is_there = |at| state.backing.is_there(at);
+        if let Some(span) = self.around.due(state.size, offset, is_there) {
+            // What is waited for comes first.
+            state.backing.will_need(offset, len);
+            state.backing.will_need(span.start, span.end - span.start);
+        }
     }
 
     /// The content of a file of `size` bytes of which `blocks` has all whole

@@ -1,0 +1,162 @@
+//! Reading around: where a file is read in small pieces here and there, what lies
+//! around each piece is on its way to memory before it is asked for. A disk gives much
+//! for hardly more time than little.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use parking_lot::Mutex;
+
+use crate::sys::process::memory;
+
+/// Bytes of the backing file that are read together.
+const SPAN: u64 = 512 << 10;
+
+/// Bytes of a request up to which it is a small piece.
+pub(super) const PIECE: usize = 64 << 10;
+
+/// Small pieces after which there will be more: fewer are a look at a file's head or
+/// tail, or the kernel beginning to read ahead by itself.
+const FEW: u32 = 16;
+
+/// The most spans of a file that are on their way at a time, as those who read wait for
+/// the same disk.
+const ON_THE_WAY: usize = 2;
+
+/// A file's size up to which it is worth it, in bytes: of larger ones most would have
+/// left memory before it is asked for.
+static MOST: LazyLock<u64> = LazyLock::new(|| memory() / 8);
+
+/// Which parts of a file have been read around, each once while the file is open: all of
+/// that never comes to more than the file.
+#[derive(Default)]
+pub(super) struct Around(Mutex<Spans>);
+
+#[derive(Default)]
+struct Spans {
+    /// Small pieces that lay in no span read before, up to [`FEW`].
+    pieces: u32,
+    /// A bit for each span that has been read.
+    read: Vec<u64>,
+    /// The latest of them.
+    latest: VecDeque<u64>,
+}
+
+impl Around {
+    /// The range of the backing file to read ahead now, as a small piece of a file of
+    /// `size` bytes is read at `offset` of the backing file. `is_there` says whether a byte
+    /// of the backing file is in memory: where spans are late, or do not stay, no more
+    /// are asked for.
+    pub(super) fn due(
+        &self,
+        size: u64,
+        offset: u64,
+        is_there: impl FnOnce(u64) -> bool,
+    ) -> Option<Range<u64>> {
+        if size > *MOST {
+            return None;
+        }
+        let span = offset / SPAN;
+        let before = self.0.lock().before(span)?;
+        if before.is_some_and(|before| !is_there((before + 1) * SPAN - 1)) {
+            return None;
+        }
+        let taken = self.0.lock().take(span);
+        taken.then(|| span * SPAN..(span + 1) * SPAN)
+    }
+}
+
+impl Spans {
+    /// The span that has to be there before `span` is read; `None` if that is not due.
+    fn before(&mut self, span: u64) -> Option<Option<u64>> {
+        let (word, bit) = place(span);
+        if self.read.get(word).is_some_and(|read| read & bit != 0) {
+            return None;
+        }
+        if self.pieces < FEW {
+            self.pieces += 1;
+            return None;
+        }
+        let full = self.latest.len() == ON_THE_WAY;
+        Some(self.latest.front().copied().filter(|_| full))
+    }
+
+    /// Notes that `span` is read; says no if somebody else did meanwhile.
+    fn take(&mut self, span: u64) -> bool {
+        let (word, bit) = place(span);
+        if self.read.len() <= word {
+            self.read.resize(word + 1, 0);
+        }
+        if self.read[word] & bit != 0 {
+            return false;
+        }
+        self.read[word] |= bit;
+        if self.latest.len() == ON_THE_WAY {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(span);
+        true
+    }
+}
+
+fn place(span: u64) -> (usize, u64) {
+    ((span / 64) as usize, 1 << (span % 64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 64 * SPAN;
+
+    /// One of which `FEW` pieces have been read.
+    fn in_use() -> Around {
+        let around = Around::default();
+        for _ in 0..FEW {
+            assert_eq!(around.due(SIZE, 0, |_| true), None);
+        }
+        around
+    }
+
+    fn never_asked(_: u64) -> bool {
+        unreachable!("nothing is on its way")
+    }
+
+    #[test]
+    fn each_span_is_read_once() {
+        let around = in_use();
+        for span in [3, 0, 63] {
+            let range = span * SPAN..(span + 1) * SPAN;
+            assert_eq!(around.due(SIZE, range.start + 5, |_| true), Some(range));
+        }
+        for span in [3, 0, 63] {
+            assert_eq!(around.due(SIZE, span * SPAN, never_asked), None);
+            assert_eq!(around.due(SIZE, (span + 1) * SPAN - 1, never_asked), None);
+        }
+    }
+
+    #[test]
+    fn only_so_many_are_on_their_way() {
+        let around = in_use();
+        let first = around.due(SIZE, 0, never_asked).unwrap();
+        assert!(around.due(SIZE, SPAN, never_asked).is_some());
+        let asked = |answer| {
+            around.due(SIZE, 2 * SPAN, |at| {
+                assert!(first.contains(&at), "the oldest of the latest");
+                answer
+            })
+        };
+        assert_eq!(asked(false), None);
+        assert_eq!(asked(false), None);
+        assert!(asked(true).is_some());
+        assert_eq!(around.due(SIZE, 3 * SPAN, |at| at < 2 * SPAN - 1), None);
+    }
+
+    #[test]
+    fn files_that_memory_has_no_room_for_are_left_alone() {
+        let around = in_use();
+        assert_eq!(around.due(memory() / 8 + 1, 0, never_asked), None);
+        assert!(around.due(memory() / 8, 0, never_asked).is_some());
+    }
+}
