@@ -46,7 +46,8 @@ pub trait BackingFile: Send + Sync {
     /// Says that a range is about to be read, so that it can be on its way.
     fn will_need(&self, offset: u64, len: u64);
 
-    /// Whether the byte at `offset` could be read without waiting for the disk.
+    /// Whether the byte at `offset` could be read without waiting for the disk, as far
+    /// as the filesystem tells.
     fn is_there(&self, offset: u64) -> bool;
 
     /// Length in bytes.
@@ -202,7 +203,7 @@ impl BackingFile for HostFile {
         let byte = &mut [0];
         let bufs = &mut [IoSliceMut::new(byte)];
         let read = io::preadv2(&self.descriptor, bufs, offset, ReadWriteFlags::NOWAIT);
-        // Not every filesystem has such reads.
+        // Other errors: not every filesystem has such reads.
         read != Err(Errno::AGAIN)
     }
 
@@ -338,6 +339,16 @@ mod tests {
         let bufs = &mut [IoSliceMut::new(buffer.get(294_912))];
         file.read_at(bufs, 0).unwrap();
         assert!(page_cache::serves(&file, 0, 294_912));
+    }
+
+    #[test]
+    fn what_is_there_needs_no_disk() {
+        let file = file();
+        assert!(file.is_there(0) && file.is_there(LEN as u64 - 1));
+        assert!(file.is_there(1 << 20), "nothing to wait for");
+        if is_made_cold(&file) && io::preadv2(&file, &mut [], 0, ReadWriteFlags::NOWAIT).is_ok() {
+            assert!(!file.is_there(200_000));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::ops::Range;
+use std::time::Instant;
 
 use crate::backing::PageBuffer;
 use crate::format::meta::Entry;
@@ -102,22 +103,28 @@ impl EncryptedFile {
             entries.extend((from..to).map(|at| page.get(at as usize)));
         }
         if !there && entries.iter().any(Option::is_some) {
-            if out.len() <= PIECE {
-                self.read_around(state, layout.block_offset(first), out.len() as u64);
+            match out.len() <= PIECE {
+                true => self.read_piece(state, first, out)?,
+                false => self.read_ciphertext(state, first, out)?,
             }
-            self.read_ciphertext(state, first, out)?;
         }
         self.open_blocks(state, first, &entries, out)
     }
 
-    /// Has what lies around the ciphertext of a small piece read ahead, if that is due.
-    fn read_around(&self, state: &State, offset: u64, len: u64) {
+    /// Reads the ciphertext of a small piece, and has what lies around that read ahead
+    /// if it is due.
+    fn read_piece(&self, state: &State, first: u64, out: &mut [u8]) -> Result<()> {
+        let start = Instant::now();
+        let offset = self.layout().block_offset(first);
         let is_there = |at| state.backing.is_there(at);
         if let Some(span) = self.around.due(state.size, offset, is_there) {
             // What is waited for comes first.
-            state.backing.will_need(offset, len);
+            state.backing.will_need(offset, out.len() as u64);
             state.backing.will_need(span.start, span.end - span.start);
         }
+        self.read_ciphertext(state, first, out)?;
+        self.around.took(start.elapsed());
+        Ok(())
     }
 
     /// The content of a file of `size` bytes of which `blocks` has all whole
