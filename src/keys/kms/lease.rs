@@ -25,10 +25,13 @@ pub(super) trait Lease {
     fn is_same_as(&self, other: &Self) -> bool;
 }
 
-/// Keeps a lease, and replaces it when it ends or is refused.
+/// Keeps a lease, and replaces it when it ends or is refused. While one thread gets
+/// another, the rest go on with what still works.
 pub(super) struct LeaseHolder<T> {
     key: String,
     current: Mutex<Option<Held<T>>>,
+    /// Held by the thread that gets another; `current` is not, meanwhile.
+    turn: Mutex<()>,
 }
 
 struct Held<T> {
@@ -65,16 +68,16 @@ impl<T: Lease> LeaseHolder<T> {
         Self {
             key,
             current: Mutex::new(None),
+            turn: Mutex::new(()),
         }
     }
 
-    /// Whether [`Self::get`] would now replace what has not ended yet. Does not
-    /// wait, and says no while that is being done.
+    /// Whether [`Self::get`] would now replace what has not ended yet. Says no while
+    /// that is being done.
     #[cfg(feature = "hashivault")]
     pub(super) fn is_due(&self) -> bool {
         let is_due = |held: &Held<T>| held.seconds_left() > 0 && held.is_due();
-        let current = self.current.try_lock();
-        current.is_some_and(|current| current.as_ref().is_some_and(is_due))
+        self.current.lock().as_ref().is_some_and(is_due) && !self.turn.is_locked()
     }
 
     /// What to use now. `fetch` gets another; it is shown the one to renew,
@@ -84,24 +87,46 @@ impl<T: Lease> LeaseHolder<T> {
         deadline: Deadline,
         fetch: impl FnOnce(Option<&T>) -> Result<T, KeyError>,
     ) -> Result<Arc<T>, KeyError> {
-        let mut current = self.lock(deadline)?;
-        let Some(held) = &mut *current else {
-            let lease = self.named(fetch(None))?;
-            *current = Some(Held::new(&lease));
-            return Ok(lease);
+        let (usable, is_due) = self.usable();
+        if let Some(lease) = &usable
+            && !is_due
+        {
+            return Ok(Arc::clone(lease));
+        }
+        let _turn = match (&usable, self.turn.try_lock()) {
+            (_, Some(turn)) => turn,
+            (Some(lease), None) => return Ok(Arc::clone(lease)),
+            (None, None) => self.wait_for_turn(deadline)?,
         };
-        if !held.is_due() {
-            return Ok(Arc::clone(&held.lease));
-        }
-        held.tried = Instant::now();
-        match self.named(fetch(Some(&held.lease))) {
-            Ok(lease) => held.lease = lease,
-            Err(error) if held.seconds_left() > 0 => {
-                log::warn!("credentials could not be renewed and end soon: {error}");
+        // Another thread may have been here first.
+        let old = match &mut *self.current.lock() {
+            Some(held) if !held.is_due() => return Ok(Arc::clone(&held.lease)),
+            Some(held) => {
+                held.tried = Instant::now();
+                Some(Arc::clone(&held.lease))
             }
-            Err(error) => return Err(error),
+            None => None,
+        };
+        let error = match self.named(fetch(old.as_deref())) {
+            Ok(lease) => {
+                *self.current.lock() = Some(Held::new(&lease));
+                return Ok(lease);
+            }
+            Err(error) => error,
+        };
+        let (Some(lease), _) = self.usable() else {
+            return Err(error);
+        };
+        log::warn!("credentials could not be renewed and end soon: {error}");
+        Ok(lease)
+    }
+
+    /// What has not ended, and whether to try and get another.
+    fn usable(&self) -> (Option<Arc<T>>, bool) {
+        match &*self.current.lock() {
+            Some(held) if held.seconds_left() > 0 => (Some(Arc::clone(&held.lease)), held.is_due()),
+            _ => (None, true),
         }
-        Ok(Arc::clone(&held.lease))
     }
 
     /// What to use instead of what was refused; `None` if `fetch` gets the
@@ -112,8 +137,8 @@ impl<T: Lease> LeaseHolder<T> {
         deadline: Deadline,
         fetch: impl FnOnce() -> Result<T, KeyError>,
     ) -> Result<Option<Arc<T>>, KeyError> {
-        let mut current = self.lock(deadline)?;
-        if let Some(held) = &*current
+        let _turn = self.wait_for_turn(deadline)?;
+        if let Some(held) = &*self.current.lock()
             && !Arc::ptr_eq(&held.lease, refused)
         {
             // Another thread was here first.
@@ -123,7 +148,7 @@ impl<T: Lease> LeaseHolder<T> {
         if lease.is_same_as(refused) {
             return Ok(None);
         }
-        *current = Some(Held::new(&lease));
+        *self.current.lock() = Some(Held::new(&lease));
         Ok(Some(lease))
     }
 
@@ -145,13 +170,135 @@ impl<T: Lease> LeaseHolder<T> {
         })
     }
 
-    /// One thread gets the lease, the others wait for it, but not longer than
-    /// they may.
-    fn lock(&self, deadline: Deadline) -> Result<MutexGuard<'_, Option<Held<T>>>, KeyError> {
-        let lock = self.current.try_lock_for(deadline.left());
-        lock.ok_or_else(|| KeyError::Unavailable {
+    /// Threads that have nothing to go on with wait, but not longer than they may.
+    fn wait_for_turn(&self, deadline: Deadline) -> Result<MutexGuard<'_, ()>, KeyError> {
+        let turn = self.turn.try_lock_for(deadline.left());
+        turn.ok_or_else(|| KeyError::Unavailable {
             key: self.key.clone(),
             detail: "credentials did not come in time".into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    /// A token that is to be renewed from the beginning.
+    struct Token {
+        number: u32,
+        end: u64,
+    }
+
+    impl Lease for Token {
+        fn renewal(&self) -> Option<u64> {
+            Some(0)
+        }
+
+        fn end(&self) -> Option<u64> {
+            Some(self.end)
+        }
+
+        fn is_same_as(&self, other: &Self) -> bool {
+            self.number == other.number
+        }
+    }
+
+    fn token(number: u32, seconds: u64) -> Token {
+        let end = clock::unix_seconds() + seconds;
+        Token { number, end }
+    }
+
+    /// A holder of token 0, which lasts for so long, and has not been tried to renew for
+    /// a while.
+    fn holder(seconds: u64) -> LeaseHolder<Token> {
+        let holder = LeaseHolder::new("key".into());
+        holder.get(soon(), |_| Ok(token(0, seconds))).unwrap();
+        if let Some(held) = &mut *holder.current.lock() {
+            held.tried = Instant::now().checked_sub(PAUSE).expect("up for a minute");
+        }
+        holder
+    }
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(5))
+    }
+
+    fn refused<T>() -> Result<T, KeyError> {
+        Err(KeyError::Unavailable {
+            key: String::new(),
+            detail: "no".into(),
+        })
+    }
+
+    #[test]
+    fn nobody_waits_for_a_renewal_while_the_old_one_works() {
+        let holder = &holder(3600);
+        let (started, wait_for_start) = mpsc::channel();
+        let (finish, wait_for_finish) = mpsc::channel();
+        thread::scope(|scope| {
+            let renewed = scope.spawn(move || {
+                holder.get(soon(), |old| {
+                    assert_eq!(old.unwrap().number, 0);
+                    started.send(()).unwrap();
+                    wait_for_finish.recv().unwrap();
+                    Ok(token(1, 3600))
+                })
+            });
+            wait_for_start.recv().unwrap();
+            let meanwhile = holder.get(soon(), |_| unreachable!("one renews"));
+            assert_eq!(meanwhile.unwrap().number, 0);
+            finish.send(()).unwrap();
+            assert_eq!(renewed.join().unwrap().unwrap().number, 1);
+        });
+        let after = holder.get(soon(), |_| unreachable!("it was just renewed"));
+        assert_eq!(after.unwrap().number, 1);
+    }
+
+    #[test]
+    fn one_that_ended_is_waited_for() {
+        let holder = &holder(0);
+        let (started, wait_for_start) = mpsc::channel();
+        let (finish, wait_for_finish) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                holder.get(soon(), |_| {
+                    started.send(()).unwrap();
+                    wait_for_finish.recv().unwrap();
+                    Ok(token(1, 3600))
+                })
+            });
+            wait_for_start.recv().unwrap();
+            let brief = Deadline::after(Duration::from_millis(50));
+            let in_vain = holder.get(brief, |_| unreachable!("one renews"));
+            assert!(matches!(in_vain, Err(KeyError::Unavailable { .. })));
+            finish.send(()).unwrap();
+            let waited = holder.get(soon(), |_| unreachable!("one renews"));
+            assert_eq!(waited.unwrap().number, 1);
+        });
+    }
+
+    #[test]
+    fn a_failed_renewal_is_not_repeated_at_once() {
+        let holder = holder(3600);
+        assert_eq!(holder.get(soon(), |_| refused()).unwrap().number, 0);
+        let again = holder.get(soon(), |_| unreachable!("it was just tried"));
+        assert_eq!(again.unwrap().number, 0);
+    }
+
+    #[test]
+    fn what_was_refused_is_replaced_by_one_thread() {
+        let holder = holder(3600);
+        let old = holder.get(soon(), |_| refused()).unwrap();
+        let new = holder.replace(&old, soon(), || Ok(token(1, 3600))).unwrap();
+        assert_eq!(new.unwrap().number, 1);
+        let other = holder.replace(&old, soon(), || unreachable!("it was replaced"));
+        assert_eq!(other.unwrap().unwrap().number, 1);
+        let current = holder.get(soon(), |_| unreachable!("new")).unwrap();
+        let same = holder.replace(&current, soon(), || Ok(token(1, 3600)));
+        assert!(same.unwrap().is_none());
     }
 }
