@@ -215,14 +215,20 @@ impl InodeTable {
         known.inode.clone()
     }
 
-    fn forget(&self, ino: u64, lookups: u64) -> Option<Arc<Inode>> {
+    /// Takes lookups back, and gives the inode if none are left.
+    fn give_back(&self, ino: u64, lookups: u64) -> Option<Arc<Inode>> {
         let mut shard = self.shard(ino).lock();
         let known = shard.get_mut(&ino)?;
         known.lookups = known.lookups.saturating_sub(lookups);
-        if known.lookups > 0 {
-            return None;
-        }
-        shard.remove(&ino).map(|known| known.inode)
+        (known.lookups == 0).then(|| known.inode.clone())
+    }
+
+    /// Removes an inode of which no lookups are left; says no if it was looked up
+    /// meanwhile.
+    fn remove(&self, ino: u64) -> bool {
+        let mut shard = self.shard(ino).lock();
+        let is_left = |known: &Known| known.lookups == 0;
+        shard.get(&ino).is_some_and(is_left) && shard.remove(&ino).is_some()
     }
 
     /// The regular files that the kernel knows.
@@ -343,20 +349,23 @@ impl Fs {
         if ino == ROOT {
             return;
         }
-        let Some(inode) = self.inodes.forget(ino, lookups) else {
+        let Some(inode) = self.inodes.give_back(ino, lookups) else {
             return;
         };
-        if inode.kind == FileKind::Directory {
-            self.forget_listing(ino);
-            // A file with several names may have been found here last. From now on
-            // nobody says what becomes of this directory's own name.
-            if Arc::strong_count(&inode) > 1
-                && let Err(error) = inode.fd()
-            {
-                log::debug!("inode {ino} is forgotten and in use: {error}");
+        // First, as somebody may ask for it by its number at any moment.
+        self.remember(&inode);
+        if !self.inodes.remove(ino) || inode.kind != FileKind::Directory {
+            return;
+        }
+        self.forget_listing(ino);
+        // A file with several names may have been found here last. From now on nobody
+        // says what becomes of this directory's own name.
+        if Arc::strong_count(&inode) > 1 {
+            match inode.fd() {
+                Ok(_) => self.remember(&inode),
+                Err(error) => log::debug!("inode {ino} is forgotten and in use: {error}"),
             }
         }
-        self.remember(&inode);
     }
 
     /// Number of inodes that the kernel knows besides the root.

@@ -166,6 +166,26 @@ fn goes_stale(handle: &Handle, root: &File) -> bool {
     })
 }
 
+#[test]
+fn handles_open_while_the_kernel_forgets_the_inode() {
+    if !can_drop_caches() {
+        return;
+    }
+    let mount = Mount::simple();
+    let root = File::open(mount.path()).unwrap();
+    // Each file is forgotten for the first time.
+    for round in 0..200 {
+        let path = mount.join(round.to_string());
+        fs::write(&path, b"content").unwrap();
+        let handle = Handle::of(&path).unwrap();
+        // Nobody waits for the daemon to close it.
+        std::thread::sleep(Duration::from_millis(1));
+        drop_caches(2);
+        let opened = handle.open(&root, libc::O_RDONLY);
+        assert!(opened.is_ok(), "round {round}: {opened:?}");
+    }
+}
+
 /// Nothing of it was opened by the daemon before the kernel forgot it.
 #[test]
 fn handles_of_what_was_only_looked_at() {
