@@ -3,7 +3,6 @@
 //! for hardly more time than little; where it does not, that shows in the time that
 //! pieces take, and they are read alone.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -55,8 +54,8 @@ struct Spans {
     late: i64,
     /// A bit for each span that has been read.
     read: Vec<u64>,
-    /// The latest of them.
-    latest: VecDeque<u64>,
+    /// The latest of them, the oldest first.
+    latest: [Option<u64>; ON_THE_WAY],
 }
 
 impl Around {
@@ -102,8 +101,7 @@ impl Spans {
         if self.pieces < FEW || self.late > 0 || self.has(span) {
             return None;
         }
-        let full = self.latest.len() == ON_THE_WAY;
-        Some(self.latest.front().copied().filter(|_| full))
+        Some(self.latest[0])
     }
 
     fn has(&self, span: u64) -> bool {
@@ -121,10 +119,8 @@ impl Spans {
             self.read.resize(word + 1, 0);
         }
         self.read[word] |= bit;
-        if self.latest.len() == ON_THE_WAY {
-            self.latest.pop_front();
-        }
-        self.latest.push_back(span);
+        self.latest.rotate_left(1);
+        self.latest[ON_THE_WAY - 1] = Some(span);
         true
     }
 }

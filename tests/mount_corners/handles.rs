@@ -146,16 +146,17 @@ fn handles_open_after_the_kernel_forgot_the_inode() {
     drop(file.open(&root, libc::O_RDONLY).unwrap());
     fs::remove_file(mount.join("moved")).unwrap();
     drop_caches(3);
-    assert!(goes_stale(&file, &root), "the file stays");
+    assert!(goes_stale(&file, &root, is_removed), "the file stays");
 }
 
 /// Whether `handle` leads nowhere, at last: the kernel keeps a file until the release of
-/// its last descriptor is answered, which nobody waits for.
-fn goes_stale(handle: &Handle, root: &File) -> bool {
+/// its last descriptor is answered, which nobody waits for. Until then the handle leads
+/// to it, as that of an open file would, and `check` sees it.
+fn goes_stale(handle: &Handle, root: &File, check: impl Fn(File)) -> bool {
     eventually(Duration::from_secs(10), || {
         match handle.open(root, libc::O_RDONLY) {
             Ok(opened) => {
-                assert_eq!(File::from(opened).metadata().unwrap().nlink(), 0);
+                check(File::from(opened));
                 false
             }
             Err(error) => {
@@ -164,6 +165,10 @@ fn goes_stale(handle: &Handle, root: &File) -> bool {
             }
         }
     })
+}
+
+fn is_removed(file: File) {
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
 }
 
 #[test]
@@ -218,7 +223,8 @@ fn handles_of_what_was_only_looked_at() {
     fs::write(mount.join("new"), b"new").unwrap();
     fs::rename(mount.join("new"), mount.join("moved/b/f")).unwrap();
     drop_caches(3);
-    assert!(goes_stale(&file, &root), "the replaced file stays");
+    let stale = goes_stale(&file, &root, is_removed);
+    assert!(stale, "the replaced file stays");
 }
 
 #[test]
@@ -237,23 +243,14 @@ fn a_handle_does_not_open_an_unrelated_file_that_got_the_same_inode() {
         drop_caches(2);
         fs::write(&path, b"new").unwrap();
         let reused = fs::metadata(&path).unwrap().ino() == inode;
-        // The kernel keeps the old file until its release is answered, which nobody
-        // waits for; until then the handle leads to it, as that of an open file would.
-        let stale = eventually(Duration::from_secs(10), || {
-            match handle.open(&root, libc::O_RDONLY) {
-                Err(error) => error.raw_os_error() == Some(libc::ESTALE),
-                Ok(opened) => {
-                    let mut opened = File::from(opened);
-                    let mut data = Vec::new();
-                    opened.read_to_end(&mut data).unwrap();
-                    let links = opened.metadata().unwrap().nlink();
-                    assert!(
-                        data == b"old" && links == 0,
-                        "round {round}: an unrelated file (inode reused: {reused})"
-                    );
-                    false
-                }
-            }
+        let stale = goes_stale(&handle, &root, |mut opened| {
+            let mut data = Vec::new();
+            opened.read_to_end(&mut data).unwrap();
+            let links = opened.metadata().unwrap().nlink();
+            assert!(
+                data == b"old" && links == 0,
+                "round {round}: an unrelated file (inode reused: {reused})"
+            );
         });
         assert!(stale, "round {round}: the old file stays");
         fs::remove_file(&path).unwrap();

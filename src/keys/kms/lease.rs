@@ -52,6 +52,11 @@ impl<T: Lease> Held<T> {
         end.map_or(u64::MAX, |end| end.saturating_sub(clock::unix_seconds()))
     }
 
+    /// Whether it has not ended.
+    fn works(&self) -> bool {
+        self.seconds_left() > 0
+    }
+
     /// Whether to try and get another now.
     fn is_due(&self) -> bool {
         let left = self.seconds_left();
@@ -76,8 +81,8 @@ impl<T: Lease> LeaseHolder<T> {
     /// that is being done.
     #[cfg(feature = "hashivault")]
     pub(super) fn is_due(&self) -> bool {
-        let is_due = |held: &Held<T>| held.seconds_left() > 0 && held.is_due();
-        self.current.lock().as_ref().is_some_and(is_due) && !self.turn.is_locked()
+        let is_due = |held: &Held<T>| held.works() && held.is_due();
+        self.held_if(is_due).is_some() && !self.turn.is_locked()
     }
 
     /// What to use now. `fetch` gets another; it is shown the one to renew,
@@ -87,26 +92,25 @@ impl<T: Lease> LeaseHolder<T> {
         deadline: Deadline,
         fetch: impl FnOnce(Option<&T>) -> Result<T, KeyError>,
     ) -> Result<Arc<T>, KeyError> {
-        let (usable, is_due) = self.usable();
-        if let Some(lease) = &usable
-            && !is_due
-        {
-            return Ok(Arc::clone(lease));
+        let is_fresh = |held: &Held<T>| !held.is_due();
+        if let Some(lease) = self.held_if(is_fresh) {
+            return Ok(lease);
         }
-        let _turn = match (&usable, self.turn.try_lock()) {
-            (_, Some(turn)) => turn,
-            (Some(lease), None) => return Ok(Arc::clone(lease)),
-            (None, None) => self.wait_for_turn(deadline)?,
+        let _turn = match self.turn.try_lock() {
+            Some(turn) => turn,
+            None => match self.held_if(Held::works) {
+                Some(lease) => return Ok(lease),
+                None => self.wait_for_turn(deadline)?,
+            },
         };
-        // Another thread may have been here first.
-        let old = match &mut *self.current.lock() {
-            Some(held) if !held.is_due() => return Ok(Arc::clone(&held.lease)),
-            Some(held) => {
-                held.tried = Instant::now();
-                Some(Arc::clone(&held.lease))
-            }
-            None => None,
-        };
+        if let Some(lease) = self.held_if(is_fresh) {
+            // Another thread was here first.
+            return Ok(lease);
+        }
+        let old = self.current.lock().as_mut().map(|held| {
+            held.tried = Instant::now();
+            Arc::clone(&held.lease)
+        });
         let error = match self.named(fetch(old.as_deref())) {
             Ok(lease) => {
                 *self.current.lock() = Some(Held::new(&lease));
@@ -114,19 +118,18 @@ impl<T: Lease> LeaseHolder<T> {
             }
             Err(error) => error,
         };
-        let (Some(lease), _) = self.usable() else {
+        let Some(lease) = self.held_if(Held::works) else {
             return Err(error);
         };
         log::warn!("credentials could not be renewed and end soon: {error}");
         Ok(lease)
     }
 
-    /// What has not ended, and whether to try and get another.
-    fn usable(&self) -> (Option<Arc<T>>, bool) {
-        match &*self.current.lock() {
-            Some(held) if held.seconds_left() > 0 => (Some(Arc::clone(&held.lease)), held.is_due()),
-            _ => (None, true),
-        }
+    /// What is held, if it is as wanted.
+    fn held_if(&self, wanted: impl Fn(&Held<T>) -> bool) -> Option<Arc<T>> {
+        let current = self.current.lock();
+        let held = current.as_ref().filter(|held| wanted(held))?;
+        Some(Arc::clone(&held.lease))
     }
 
     /// What to use instead of what was refused; `None` if `fetch` gets the
@@ -138,11 +141,10 @@ impl<T: Lease> LeaseHolder<T> {
         fetch: impl FnOnce() -> Result<T, KeyError>,
     ) -> Result<Option<Arc<T>>, KeyError> {
         let _turn = self.wait_for_turn(deadline)?;
-        if let Some(held) = &*self.current.lock()
-            && !Arc::ptr_eq(&held.lease, refused)
-        {
+        let is_another = |held: &Held<T>| !Arc::ptr_eq(&held.lease, refused);
+        if let Some(lease) = self.held_if(is_another) {
             // Another thread was here first.
-            return Ok(Some(Arc::clone(&held.lease)));
+            return Ok(Some(lease));
         }
         let lease = self.named(fetch())?;
         if lease.is_same_as(refused) {
@@ -234,13 +236,13 @@ mod tests {
         })
     }
 
-    #[test]
-    fn nobody_waits_for_a_renewal_while_the_old_one_works() {
-        let holder = &holder(3600);
+    /// Does `meanwhile` while another thread gets token 1 instead of token 0, which it has
+    /// as soon as something is sent.
+    fn while_another_is_got(holder: &LeaseHolder<Token>, meanwhile: impl FnOnce(mpsc::Sender<()>)) {
         let (started, wait_for_start) = mpsc::channel();
         let (finish, wait_for_finish) = mpsc::channel();
         thread::scope(|scope| {
-            let renewed = scope.spawn(move || {
+            let other = scope.spawn(move || {
                 holder.get(soon(), |old| {
                     assert_eq!(old.unwrap().number, 0);
                     started.send(()).unwrap();
@@ -249,10 +251,18 @@ mod tests {
                 })
             });
             wait_for_start.recv().unwrap();
+            meanwhile(finish);
+            assert_eq!(other.join().unwrap().unwrap().number, 1);
+        });
+    }
+
+    #[test]
+    fn nobody_waits_for_a_renewal_while_the_old_one_works() {
+        let holder = holder(3600);
+        while_another_is_got(&holder, |finish| {
             let meanwhile = holder.get(soon(), |_| unreachable!("one renews"));
             assert_eq!(meanwhile.unwrap().number, 0);
             finish.send(()).unwrap();
-            assert_eq!(renewed.join().unwrap().unwrap().number, 1);
         });
         let after = holder.get(soon(), |_| unreachable!("it was just renewed"));
         assert_eq!(after.unwrap().number, 1);
@@ -260,18 +270,8 @@ mod tests {
 
     #[test]
     fn one_that_ended_is_waited_for() {
-        let holder = &holder(0);
-        let (started, wait_for_start) = mpsc::channel();
-        let (finish, wait_for_finish) = mpsc::channel();
-        thread::scope(|scope| {
-            scope.spawn(move || {
-                holder.get(soon(), |_| {
-                    started.send(()).unwrap();
-                    wait_for_finish.recv().unwrap();
-                    Ok(token(1, 3600))
-                })
-            });
-            wait_for_start.recv().unwrap();
+        let holder = holder(0);
+        while_another_is_got(&holder, |finish| {
             let brief = Deadline::after(Duration::from_millis(50));
             let in_vain = holder.get(brief, |_| unreachable!("one renews"));
             assert!(matches!(in_vain, Err(KeyError::Unavailable { .. })));
