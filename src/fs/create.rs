@@ -1,15 +1,16 @@
 //! New files, directories and nodes.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::backing::{Errno, dir};
 use crate::content::{EncryptedFile, NewIdentity};
 use crate::sys::creds::{Caller, run_as};
 
-use super::inode::Entry;
+use super::inode::{Entry, Inode, entry};
 use super::open::OpenOptions;
-use super::{Fs, FsError, Result};
+use super::{Attr, Fs, FsError, Result};
 
 /// Who makes a node, and with which permissions.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +37,7 @@ impl Fs {
         options: OpenOptions,
     ) -> Result<(Entry, u64)> {
         self.volume.refuse_if_locked()?;
-        let parent = self.inodes.get(parent)?;
+        let parent = self.inodes.get_to_change(parent)?;
         let stored = self.stored_name(&parent, name)?;
         // Before anything is made, as it may have to be waited for.
         let identity = NewIdentity::get(&self.volume)?;
@@ -54,16 +55,16 @@ impl Fs {
             }
         };
         let stat = dir::stat(&fd)?;
-        let entry = self.admit_found(&parent, stored.entry(), None, &stat)?;
-        match self.open_created(&entry, fd, identity, is_new, options) {
-            Ok(handle) => Ok((entry, handle)),
+        let (inode, attr) = self.admit_found(&parent, stored.entry(), None, &stat)?;
+        match self.open_created(&inode, &attr, fd, identity, is_new, options) {
+            Ok(handle) => Ok((entry(&inode, attr), handle)),
             Err(error) => {
                 // The caller is told that there is no such file.
                 if is_new {
                     let _ = dir::unlink(parent.fd()?, stored.entry());
                     stored.clean_up(&parent);
                 }
-                self.forget(entry.attr.ino, 1);
+                self.forget(inode.ino, 1);
                 Err(error)
             }
         }
@@ -88,7 +89,8 @@ impl Fs {
         })?;
         let stat = dir::stat(&fd)?;
         let entry = self.admit(dir::reopen_path(&fd)?, &stat)?;
-        match self.open_created(&entry, fd, identity, true, options) {
+        let inode = self.inodes.get(entry.attr.ino)?;
+        match self.open_created(&inode, &entry.attr, fd, identity, true, options) {
             Ok(handle) => Ok((entry, handle)),
             Err(error) => {
                 self.forget(entry.attr.ino, 1);
@@ -101,13 +103,14 @@ impl Fs {
     /// unless `is_new`, found.
     fn open_created(
         &self,
-        entry: &Entry,
+        inode: &Arc<Inode>,
+        attr: &Attr,
         fd: OwnedFd,
         identity: NewIdentity,
         is_new: bool,
         options: OpenOptions,
     ) -> Result<u64> {
-        let inode = self.inodes.get(entry.attr.ino)?;
+        self.inodes.kept.changes(inode);
         let file = self.files.get_or_open(inode.host_ino, || {
             inode.offered.store(true, Ordering::Release);
             let backing = inode.reference.content(fd);
@@ -117,9 +120,9 @@ impl Fs {
         self.volume.refuse_if_locked()?;
         file.ensure_key()?;
         if is_new {
-            inode.held_times.expect(&entry.attr);
+            inode.held_times.expect(attr);
         }
-        Ok(self.handles.add(&inode, file, options))
+        Ok(self.handles.add(inode, file, options))
     }
 
     /// Creates a directory.
@@ -127,7 +130,7 @@ impl Fs {
     /// # Errors
     /// Those of the host and of names.
     pub fn mkdir(&self, parent: u64, name: &[u8], new: NewNode) -> Result<Entry> {
-        let parent = self.inodes.get(parent)?;
+        let parent = self.inodes.get_to_change(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
         // Its maker puts the id inside, so needs access for a moment even
@@ -156,7 +159,8 @@ impl Fs {
         match run_as(new.caller, new.umask, make) {
             Ok(fd) => {
                 let stat = dir::stat(&fd)?;
-                self.admit_found(&parent, stored.entry(), Some(fd), &stat)
+                let (inode, attr) = self.admit_found(&parent, stored.entry(), Some(fd), &stat)?;
+                Ok(entry(&inode, attr))
             }
             Err(error) => {
                 stored.clean_up(&parent);
@@ -170,7 +174,7 @@ impl Fs {
     /// # Errors
     /// Those of the host and of names.
     pub fn mknod(&self, parent: u64, name: &[u8], new: NewNode, device: u32) -> Result<Entry> {
-        let parent = self.inodes.get(parent)?;
+        let parent = self.inodes.get_to_change(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
         let make = || dir::mknod(parent.fd()?, stored.entry(), new.mode, device);

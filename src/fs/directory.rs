@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZero;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use crate::backing::Errno;
 use crate::backing::dir::{self, DirEntry};
 
-use super::inode::Inode;
-use super::{Entry, FileKind, Fs, FsError, Result};
+use super::inode::{Inode, absent, entry as entry_of};
+use super::kept;
+use super::{Entry, FileKind, Fs, Result};
 
 /// An entry as users see it.
 #[derive(Clone, Debug)]
@@ -30,6 +31,24 @@ pub struct ListedEntry {
     stored: Vec<u8>,
 }
 
+impl ListedEntry {
+    pub(super) fn new(
+        name: impl Into<Vec<u8>>,
+        stored: &[u8],
+        ino: u64,
+        kind: Option<FileKind>,
+        next: u64,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            ino,
+            kind,
+            next,
+            stored: stored.to_vec(),
+        }
+    }
+}
+
 struct Listing {
     inode: Arc<Inode>,
     stream: Mutex<Stream>,
@@ -41,6 +60,8 @@ struct Stream {
     position: u64,
     /// What comes next, hidden entries included.
     ahead: VecDeque<DirEntry>,
+    /// What was given since the start, unless it is too much to be kept.
+    given: Option<Vec<ListedEntry>>,
 }
 
 /// Directories that are being listed, by inode number. The kernel names none
@@ -69,6 +90,7 @@ impl Fs {
             fd: dir::with_access(&fd, 0o100, || dir::open_dir(&fd, b"."))?,
             position: 0,
             ahead: VecDeque::new(),
+            given: None,
         };
         let listing = Arc::new(Listing {
             inode,
@@ -89,26 +111,50 @@ impl Fs {
         position: u64,
         mut take: impl FnMut(&ListedEntry) -> bool,
     ) -> Result<()> {
+        if let Some(kept) = self.inodes.kept.listing(ino)
+            && let Some(entries) = kept.behind(position)
+        {
+            for entry in entries {
+                if !take(entry) {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         let listing = self.listing(ino)?;
         let mut stream = listing.stream.lock();
         stream.move_to(position)?;
-        let mut given = false;
+        let mut any = false;
         while let Some(entry) = stream.peek()? {
             let next = entry.next;
             if let Some(listed) = self.listed(&listing.inode, entry)? {
                 if !take(&listed) {
                     return Ok(());
                 }
-                given = true;
+                any = true;
                 stream.position = next;
+                stream.note(listed);
             }
             stream.ahead.pop_front();
         }
-        // After the last entries, the kernel asks whether there are more.
-        if !given {
-            self.forget_listing(ino);
+        if let Some(all) = stream.given.take() {
+            self.keep_listing(&listing.inode, all, stream.fd.as_fd());
+        } else if any {
+            // After the last entries, the kernel asks whether there are more.
+            return Ok(());
         }
+        self.forget_listing(ino);
         Ok(())
+    }
+
+    fn keep_listing(&self, inode: &Inode, entries: Vec<ListedEntry>, fd: BorrowedFd<'_>) {
+        // Listing it may have moved its access time.
+        if let Ok(stat) = dir::stat(fd)
+            && let Ok(attr) = self.attr_of(inode, &stat)
+        {
+            self.inodes.kept.keep_attributes(inode, &attr);
+            self.inodes.kept.keep_listing(inode, entries);
+        }
     }
 
     /// Closes a directory that was listed.
@@ -127,13 +173,8 @@ impl Fs {
             b".." if inode.ino == super::ROOT => super::ROOT,
             _ => self.inodes.visible(entry.ino),
         };
-        Ok(name.map(|name| ListedEntry {
-            name,
-            ino,
-            kind: FileKind::from_mode(entry.kind.as_raw_mode()),
-            next: entry.next,
-            stored: stored.to_vec(),
-        }))
+        let kind = FileKind::from_mode(entry.kind.as_raw_mode());
+        Ok(name.map(|name| ListedEntry::new(name, stored, ino, kind, entry.next)))
     }
 
     /// Looks an entry up that a listing gave; counts as a lookup.
@@ -142,16 +183,25 @@ impl Fs {
     /// `NotFound` if it is gone by now, those of the host.
     pub fn look_up_listed(&self, parent: u64, entry: &ListedEntry) -> Result<Entry> {
         let parent = self.inodes.get(parent)?;
-        match self.look_up_stored(&parent, &entry.stored) {
-            Err(FsError::Host(Errno::ACCESS)) => {
-                let fd = parent.fd()?;
-                let open = || dir::open_path(&fd, &entry.stored);
-                let fd = dir::with_access(&fd, 0o100, open)?;
-                let stat = dir::stat(&fd)?;
-                self.admit_found(&parent, &entry.stored, Some(fd), &stat)
-            }
-            found => found,
+        if let Some(kept) = self.admit_kept(&parent, &entry.stored, entry.ino) {
+            return kept;
         }
+        let fd = parent.fd()?;
+        let (opened, stat) = match dir::stat_at(&fd, &entry.stored) {
+            Err(Errno::ACCESS) => {
+                let open = || dir::open_path(&fd, &entry.stored);
+                let opened = dir::with_access(&fd, 0o100, open)?;
+                let stat = dir::stat(&opened)?;
+                (Some(opened), stat)
+            }
+            stat => (None, stat.map_err(absent)?),
+        };
+        let (inode, attr) = self.admit_found(&parent, &entry.stored, opened, &stat)?;
+        // What an open file was changed to need not be in place yet.
+        if inode.kind != FileKind::Regular || self.files.get(inode.host_ino).is_none() {
+            self.inodes.kept.keep_attributes(&inode, &attr);
+        }
+        Ok(entry_of(&inode, attr))
     }
 
     /// Makes a directory's entries durable.
@@ -172,8 +222,18 @@ impl Stream {
             dir::seek(&self.fd, position)?;
             self.ahead.clear();
             self.position = position;
+            self.given = (position == 0).then(Vec::new);
         }
         Ok(())
+    }
+
+    /// Takes in that an entry was given.
+    fn note(&mut self, entry: ListedEntry) {
+        let room = |given: &Vec<_>| given.len() < kept::MOST_IN_ONE;
+        self.given = self.given.take().filter(room);
+        if let Some(given) = &mut self.given {
+            given.push(entry);
+        }
     }
 
     fn peek(&mut self) -> Result<Option<&DirEntry>> {

@@ -15,6 +15,7 @@ use crate::backing::{Descriptor, dir};
 use crate::types::DirId;
 
 use super::attr::{self, FileKind};
+use super::kept::Kept;
 use super::reference::{Reference, Shared};
 use super::times::HeldTimes;
 use super::xattr::XattrPresence;
@@ -47,6 +48,8 @@ pub(super) struct Inode {
     pub(super) overflow: OnceLock<Vec<u8>>,
     pub(super) xattrs: XattrPresence,
     pub(super) held_times: HeldTimes,
+    /// It was got to be changed: see [`Kept`].
+    pub(super) changes: AtomicBool,
 }
 
 /// What a lookup gives.
@@ -63,20 +66,33 @@ pub struct Entry {
 
 impl Inode {
     fn new(fd: Option<OwnedFd>, ino: u64, stat: &dir::Stat, shared: &Arc<Shared>) -> Result<Self> {
-        Ok(Self {
+        let kind = FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?;
+        let reference = Reference::new(fd, stat.stx_ino, attr::generation(stat), shared);
+        Ok(Self::reached_by(reference, ino, kind))
+    }
+
+    fn reached_by(reference: Reference, ino: u64, kind: FileKind) -> Self {
+        Self {
             ino,
-            host_ino: stat.stx_ino,
-            kind: FileKind::from_mode(stat.stx_mode.into()).ok_or(FsError::Unsupported)?,
-            generation: attr::generation(stat),
+            host_ino: reference.host_ino,
+            kind,
+            generation: reference.generation,
             parent: AtomicU64::new(0),
-            reference: Reference::new(fd, stat, shared),
+            reference,
             dir_id: OnceLock::new(),
             writers: AtomicUsize::new(0),
             offered: AtomicBool::new(false),
             overflow: OnceLock::new(),
             xattrs: XattrPresence::default(),
             held_times: HeldTimes::default(),
-        })
+            changes: AtomicBool::new(false),
+        }
+    }
+
+    /// Notes that it was found as `stored` in `parent`.
+    fn found_in(&self, parent: &Arc<Inode>, stored: &[u8]) {
+        self.parent.store(parent.ino, Ordering::Relaxed);
+        self.reference.found(parent, stored);
     }
 
     /// A descriptor of the inode, not to read or write by.
@@ -102,6 +118,7 @@ pub(super) struct InodeTable {
     device: (u32, u32),
     shards: Vec<Mutex<HashMap<u64, Known>>>,
     pub(super) shared: Arc<Shared>,
+    pub(super) kept: Kept,
     /// Most descriptors to keep, and the shard to look at next for more.
     limit: usize,
     resting: Mutex<usize>,
@@ -120,6 +137,7 @@ impl InodeTable {
             device: (stat.stx_dev_major, stat.stx_dev_minor),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             shared,
+            kept: Kept::default(),
             limit,
             resting: Mutex::new(0),
             in_vain: AtomicUsize::new(0),
@@ -173,6 +191,14 @@ impl InodeTable {
         }
     }
 
+    /// An inode that is about to be changed or opened.
+    pub(super) fn get_to_change(&self, ino: u64) -> Result<Arc<Inode>> {
+        let inode = self.get(ino)?;
+        self.kept.changes(&inode);
+        Ok(inode)
+    }
+
+    /// An inode that is only looked at.
     pub(super) fn get(&self, ino: u64) -> Result<Arc<Inode>> {
         if ino == ROOT {
             return Ok(self.root.clone());
@@ -268,7 +294,8 @@ impl Fs {
     /// Finds the entry stored as `stored`.
     pub(super) fn look_up_stored(&self, parent: &Arc<Inode>, stored: &[u8]) -> Result<Entry> {
         let stat = dir::stat_at(parent.fd()?, stored).map_err(absent)?;
-        self.admit_found(parent, stored, None, &stat)
+        let (inode, attr) = self.admit_found(parent, stored, None, &stat)?;
+        Ok(entry(&inode, attr))
     }
 
     /// Counts one lookup of the inode that was found as `stored` in `parent`, with a
@@ -279,17 +306,38 @@ impl Fs {
         stored: &[u8],
         fd: Option<OwnedFd>,
         stat: &dir::Stat,
-    ) -> Result<Entry> {
+    ) -> Result<(Arc<Inode>, Attr)> {
         let ino = self.visible_on_device(stat)?;
         let known = self.inodes.look_up_known(ino, Some(attr::generation(stat)));
         let inode = match known {
             Some(inode) => inode,
             None => self.insert(fd, ino, stat)?,
         };
-        inode.parent.store(parent.ino, Ordering::Relaxed);
-        inode.reference.found(parent, stored);
-        let attr = self.attr_of(&inode, stat);
-        attr.map(|attr| entry(&inode, attr))
+        inode.found_in(parent, stored);
+        let attr = self.attr_of(&inode, stat)?;
+        Ok((inode, attr))
+    }
+
+    /// The same by what is kept of the inode, if anything is.
+    pub(super) fn admit_kept(
+        &self,
+        parent: &Arc<Inode>,
+        stored: &[u8],
+        ino: u64,
+    ) -> Option<Result<Entry>> {
+        let (generation, attr) = self.inodes.kept.attributes(ino)?;
+        let inode = match self.inodes.look_up_known(ino, Some(generation)) {
+            Some(inode) => inode,
+            None => {
+                let host_ino = self.inodes.visible(ino);
+                let reference = Reference::new(None, host_ino, generation, &self.inodes.shared);
+                let inode = Inode::reached_by(reference, ino, attr.kind);
+                self.inodes.insert(inode)
+            }
+        };
+        inode.found_in(parent, stored);
+        // From here on whoever changes it finds the inode.
+        Some(self.getattr(ino))
     }
 
     /// Counts one lookup of the inode behind `fd`, wherever that was found.
@@ -313,9 +361,11 @@ impl Fs {
             return Ok(None);
         };
         let ino = self.inodes.visible(stat.stx_ino);
+        self.inodes.kept.drop_all(ino);
         let same = |inode: &Arc<Inode>| inode.generation == attr::generation(&stat);
         let inode = self.inodes.get(ino).ok().filter(same);
         if let Some(inode) = &inode {
+            self.inodes.kept.changes(inode);
             let open = || dir::open_path(&directory, stored);
             inode.reference.leaves(open);
         }
@@ -379,7 +429,11 @@ impl Fs {
     /// `Stale`, those of the host.
     pub fn getattr(&self, ino: u64) -> Result<Entry> {
         let inode = self.inodes.get(ino)?;
-        self.attr(&inode).map(|attr| entry(&inode, attr))
+        let attr = match self.inodes.kept.attributes(ino) {
+            Some((_, attr)) => attr,
+            None => self.attr(&inode)?,
+        };
+        Ok(entry(&inode, attr))
     }
 
     pub(super) fn attr(&self, inode: &Inode) -> Result<Attr> {

@@ -69,7 +69,7 @@ impl Fs {
         if target.len() > FULL {
             return Err(FsError::NameTooLong);
         }
-        let parent = self.inodes.get(parent)?;
+        let parent = self.inodes.get_to_change(parent)?;
         let stored = self.stored_name(&parent, name)?;
         let full = self.names.seal_target(target);
         let (target, rest) = if full.len() < FULL {
@@ -101,7 +101,7 @@ impl Fs {
     /// # Errors
     /// `BadMetadata` if it does not decrypt, those of the host.
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>> {
-        let inode = self.inodes.get(ino)?;
+        let inode = self.inodes.get_to_change(ino)?;
         let stored = self.stored_target(&inode)?;
         let target = self.names.open_target(&stored);
         target.ok_or_else(|| {
@@ -171,8 +171,8 @@ impl Fs {
     /// # Errors
     /// Those of the host and of names.
     pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Entry> {
-        let inode = self.inodes.get(ino)?;
-        let parent = self.inodes.get(parent)?;
+        let inode = self.inodes.get_to_change(ino)?;
+        let parent = self.inodes.get_to_change(parent)?;
         let stored = self.stored_name(&parent, name)?;
         stored.prepare(&parent)?;
         if let Err(error) = dir::link(inode.fd()?, parent.fd()?, stored.entry()) {

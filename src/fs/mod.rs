@@ -7,6 +7,7 @@ mod directory;
 mod forgotten;
 mod inode;
 pub mod keeper;
+mod kept;
 mod link;
 mod names;
 mod open;

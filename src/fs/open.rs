@@ -226,16 +226,23 @@ impl Fs {
         options: OpenOptions,
         offer: impl FnOnce(&[u8]),
     ) -> Result<u64> {
-        let inode = self.inodes.get(ino)?;
+        let inode = self.inodes.get_to_change(ino)?;
         let mut read = false;
         let offer = |content: &[u8]| {
             read = true;
             offer(content);
         };
         let file = match options.write {
-            true => self.open_content(&inode, true)?,
-            false => self.open_content_with(&inode, false, offer)?,
+            true => self.open_content(&inode, true),
+            false => self.open_content_with(&inode, false, offer),
         };
+        let file = file.inspect_err(|error| {
+            // It is not where it was listed: somebody else has been at the backing.
+            if matches!(error, FsError::Host(Errno::STALE)) {
+                let directory = inode.parent.load(Ordering::Relaxed);
+                self.inodes.kept.drop_all(directory);
+            }
+        })?;
         self.opened(&inode, read);
         if options.truncate {
             file.set_size(0)?;

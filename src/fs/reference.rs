@@ -78,21 +78,26 @@ pub(super) struct Reference {
     handle: OnceLock<handle::FileHandle>,
     /// Used since the last look for descriptors to close.
     used: AtomicBool,
-    host_ino: u64,
-    generation: u64,
+    pub(super) host_ino: u64,
+    pub(super) generation: u64,
     shared: Arc<Shared>,
 }
 
 impl Reference {
-    pub(super) fn new(fd: Option<OwnedFd>, stat: &dir::Stat, shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(
+        fd: Option<OwnedFd>,
+        host_ino: u64,
+        generation: u64,
+        shared: &Arc<Shared>,
+    ) -> Self {
         Self {
             fd: Mutex::new(fd.map(|fd| shared.count(fd))),
             content: Mutex::default(),
             place: Mutex::default(),
             handle: OnceLock::new(),
             used: AtomicBool::new(true),
-            host_ino: stat.stx_ino,
-            generation: attr::generation(stat),
+            host_ino,
+            generation,
             shared: shared.clone(),
         }
     }

@@ -23,7 +23,7 @@ impl Fs {
     /// # Errors
     /// Those of the host and of names.
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<()> {
-        let parent = self.inodes.get(parent)?;
+        let parent = self.inodes.get_to_change(parent)?;
         let stored = self.stored_name(&parent, name)?;
         let overflow = self.overflow_of(&parent, stored.entry());
         self.leaves(&parent, stored.entry())?;
@@ -38,7 +38,7 @@ impl Fs {
     /// # Errors
     /// `NotEmpty`, those of the host and of names.
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<()> {
-        let parent = self.inodes.get(parent)?;
+        let parent = self.inodes.get_to_change(parent)?;
         let stored = self.stored_name(&parent, name)?;
         self.leaves(&parent, stored.entry())?;
         let emptied = self.empty(&parent, stored.entry())?;
@@ -97,8 +97,8 @@ impl Fs {
         new_name: &[u8],
         flags: u32,
     ) -> Result<()> {
-        let parent = self.inodes.get(parent)?;
-        let new_parent = self.inodes.get(new_parent)?;
+        let parent = self.inodes.get_to_change(parent)?;
+        let new_parent = self.inodes.get_to_change(new_parent)?;
         let old = self.stored_name(&parent, name)?;
         let new = self.stored_name(&new_parent, new_name)?;
         let itself = parent.ino == new_parent.ino && name == new_name;

@@ -45,7 +45,7 @@ impl Fs {
     /// # Errors
     /// Those of the host and of the content.
     pub fn setattr(&self, ino: u64, changes: &Changes, by: Option<Changer>) -> Result<Entry> {
-        let inode = self.inodes.get(ino)?;
+        let inode = self.inodes.get_to_change(ino)?;
         // First, as it may have to be done again where it can wait for a key.
         let sized = match changes.size {
             Some(size) => Some((size, self.open_content(&inode, true)?)),

@@ -151,7 +151,7 @@ impl Fs {
         flags: u32,
         by: Option<Changer>,
     ) -> Result<()> {
-        let inode = self.inodes.get(ino)?;
+        let inode = self.inodes.get_to_change(ino)?;
         let fd = inode.fd()?;
         let set = |name: &[u8], value: &[u8]| {
             let set = || xattr::set(fd, name, value, flags);
@@ -210,7 +210,7 @@ impl Fs {
     /// # Errors
     /// Those of the host.
     pub fn removexattr(&self, ino: u64, name: &[u8]) -> Result<()> {
-        let inode = self.inodes.get(ino)?;
+        let inode = self.inodes.get_to_change(ino)?;
         match self.stored_xattr(name)? {
             Stored::Plain => xattr::remove(inode.fd()?, name)?,
             Stored::Sealed(stored) | Stored::Long(stored) => xattr::remove(inode.fd()?, &stored)?,

@@ -256,6 +256,7 @@ impl Pair {
             What::Seek | What::Fsync | What::Commit | What::Checkpoint => self.position(op),
             What::Chmod | What::Chown | What::Times | What::Readlink => self.attributes(op),
             What::SetXattr | What::GetXattr | What::RemoveXattr => self.xattrs(op),
+            What::Forget if op.x.is_multiple_of(4) => self.forget_all(),
             What::Forget => self.forget(op.a),
             What::Empty => self.empty(op),
             What::Remount => self.remount(op.x.is_multiple_of(3)),
@@ -289,6 +290,14 @@ impl Pair {
     fn forget(&mut self, random: u16) -> Outcome<()> {
         let at = usize::from(random) % self.nodes.len();
         if at == 0 { Ok(()) } else { self.forget_at(at) }
+    }
+
+    /// As the kernel does where memory is short.
+    fn forget_all(&mut self) -> Outcome<()> {
+        while self.nodes.len() > 1 {
+            self.forget_at(self.nodes.len() - 1)?;
+        }
+        Ok(())
     }
 
     /// Gives an inode's lookups back, once its handles are closed.

@@ -279,7 +279,37 @@ impl Pair {
                 equal("inode number in a listing", ours.1, node.ino)?;
             }
         }
+        self.compare_listed(ino, plain)?;
         Ok(expected.into_iter().map(|e| (e.0, e.1)).collect())
+    }
+
+    /// Compares the attributes that come with a listing, which may be from memory, with
+    /// the plain ones and with those that the host gives now.
+    fn compare_listed(&self, ino: u64, plain: &OwnedFd) -> Outcome<()> {
+        let fs = self.fs();
+        let mut listed = Vec::new();
+        let result = fs.readdir(ino, 0, |entry| {
+            if !matches!(entry.name.as_slice(), b"." | b"..") {
+                listed.push((entry.name.clone(), fs.look_up_listed(ino, entry)));
+            }
+            true
+        });
+        result.map_err(|e| format!("listing again: {e}"))?;
+        for (name, listed) in listed {
+            let mut attr = listed
+                .map_err(|e| format!("lookup of what was listed: {e}"))?
+                .attr;
+            self.compare_attr(&attr, &host(dir::stat_at(plain, &name))?)?;
+            let now = fs.lookup(ino, &name);
+            let now = now.map_err(|e| format!("lookup: {e}"))?.attr;
+            if attr.kind == FileKind::Symlink {
+                // To tell the length of a long target, it is read.
+                attr.atime = now.atime;
+            }
+            equal("attributes in a listing", attr, now)?;
+            fs.forget(attr.ino, 2);
+        }
+        Ok(())
     }
 
     /// Entries that are there all the time are listed once, whatever else

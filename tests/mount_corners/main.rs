@@ -7,6 +7,7 @@ mod common;
 mod handles;
 mod io;
 mod limits;
+mod listings;
 mod owners;
 
 use std::fmt::Debug;
