@@ -141,6 +141,18 @@ impl EncryptedFile {
         Self::open_with(volume, ino, backing, writable, backing_len, &head)
     }
 
+    /// A file that was just made, with nothing in it yet.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn new(
+        volume: Arc<VolumeContext>,
+        ino: u64,
+        backing: Arc<dyn BackingFile>,
+    ) -> Result<Arc<Self>> {
+        Self::open_with(volume, ino, backing, true, 0, &[])
+    }
+
     /// As [`Self::open`], and of a small file hands the whole content to `offer`:
     /// head and data are had from the backing file by one call.
     ///

@@ -38,7 +38,7 @@ impl Identity {
         };
         let key = FileKey::new(volume.suite, file, &data_key);
         header.commitment = key.commitment(&immutable(&header));
-        header.encode(sha256)?;
+        header.check_room()?;
         Ok(Self {
             header,
             key: Ok(key),

@@ -73,11 +73,15 @@ pub struct Header {
 pub type Sha256 = fn(&[u8]) -> [u8; 32];
 
 impl Header {
-    /// The slot's bytes, as long as the layout's slots are.
+    /// Makes sure that it can be encoded.
     ///
     /// # Errors
     /// `HeaderFull` if the recipients do not fit.
-    pub fn encode(&self, sha256: Sha256) -> Result<Vec<u8>, FormatError> {
+    pub fn check_room(&self) -> Result<(), FormatError> {
+        self.encode_recipients().map(drop)
+    }
+
+    fn encode_recipients(&self) -> Result<Vec<u8>, FormatError> {
         let slot = self.layout.slot_size();
         let mut recipients = Vec::new();
         let full = |needed| FormatError::HeaderFull { needed, slot };
@@ -95,6 +99,16 @@ impl Header {
         if FIXED + recipients.len() + CHECKSUM > slot {
             return Err(full(recipients.len()));
         }
+        Ok(recipients)
+    }
+
+    /// The slot's bytes, as long as the layout's slots are.
+    ///
+    /// # Errors
+    /// `HeaderFull` if the recipients do not fit.
+    pub fn encode(&self, sha256: Sha256) -> Result<Vec<u8>, FormatError> {
+        let recipients = self.encode_recipients()?;
+        let slot = self.layout.slot_size();
         let mut out = Vec::with_capacity(slot);
         out.extend_from_slice(MAGIC);
         let format = self.layout.format();

@@ -113,8 +113,12 @@ impl Fs {
         self.inodes.kept.changes(inode);
         let file = self.files.get_or_open(inode.host_ino, || {
             inode.offered.store(true, Ordering::Release);
+            let (volume, ino) = (self.volume.clone(), inode.host_ino);
             let backing = inode.reference.content(fd);
-            EncryptedFile::open(self.volume.clone(), inode.host_ino, backing, true)
+            match is_new {
+                true => EncryptedFile::new(volume, ino, backing),
+                false => EncryptedFile::open(volume, ino, backing, true),
+            }
         })?;
         file.adopt(identity);
         self.volume.refuse_if_locked()?;

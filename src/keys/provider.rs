@@ -29,7 +29,7 @@ impl KeyContext {
     /// providers that take associated data instead of pairs.
     pub fn aad(&self) -> Vec<u8> {
         let [(a, x), (b, y)] = self.pairs();
-        format!("{a}={x}&{b}={y}").into_bytes()
+        [a, "=", &x, "&", b, "=", &y].concat().into_bytes()
     }
 }
 

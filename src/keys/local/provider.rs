@@ -32,6 +32,9 @@ pub struct LocalProvider {
     uri: String,
     /// As wrapped keys name it.
     identity: KeyUri,
+    /// The same as text, and what associated data has of it: once a file each.
+    identity_text: String,
+    aad_text: String,
     name: String,
     uuid: KeyUuid,
     clock: Arc<dyn Clock>,
@@ -72,9 +75,12 @@ impl LocalProvider {
             uuid: Some(document.uuid),
             ..uri.clone()
         };
+        let identity = KeyUri::Local(resolved.identity());
         Ok(Self {
             uri: resolved.to_string(),
-            identity: KeyUri::Local(resolved.identity()),
+            identity_text: identity.to_string(),
+            aad_text: format!("&kmsfs:local-key={}&kmsfs:version=", document.uuid),
+            identity,
             name: uri.name.clone(),
             uuid: document.uuid,
             next_look: AtomicU64::new(millis(clock.now() + BELIEVED)),
@@ -174,7 +180,7 @@ impl LocalProvider {
             newest_first.filter(|version| version.state == State::Enabled)
         };
         let newest = enabled().next().ok_or_else(|| KeyError::Disabled {
-            key: self.identity.to_string(),
+            key: self.identity_text.clone(),
             detail: "all its versions are disabled".into(),
         })?;
         let usable = enabled().find_map(|version| {
@@ -185,7 +191,7 @@ impl LocalProvider {
         if number != newest.number && !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "key {} was protected anew; version {} is used until the volume is mounted again",
-                self.identity,
+                self.identity_text,
                 number
             );
         }
@@ -197,7 +203,7 @@ impl LocalProvider {
         let state = self.current();
         let document = state.document.as_ref().map_err(Clone::clone)?;
         document.require_enabled()?;
-        let key = || self.identity.to_string();
+        let key = || self.identity_text.clone();
         let known = text
             .parse()
             .ok()
@@ -219,15 +225,14 @@ impl LocalProvider {
 
     fn aad(&self, context: &KeyContext, version: u32) -> Vec<u8> {
         let mut aad = context.aad();
-        aad.extend_from_slice(
-            format!("&kmsfs:local-key={}&kmsfs:version={version}", self.uuid).as_bytes(),
-        );
+        aad.extend_from_slice(self.aad_text.as_bytes());
+        aad.extend_from_slice(version.to_string().as_bytes());
         aad
     }
 
     fn rejected(&self, detail: &str) -> KeyError {
         KeyError::Rejected {
-            key: self.identity.to_string(),
+            key: self.identity_text.clone(),
             detail: detail.into(),
         }
     }
@@ -243,7 +248,7 @@ impl KeyProvider for LocalProvider {
     }
 
     fn recognises(&self, wrapped: &WrappedKey) -> bool {
-        self.identity.names_same_key(&wrapped.key_uri)
+        wrapped.key_uri == self.identity_text || self.identity.names_same_key(&wrapped.key_uri)
     }
 
     fn generate(
@@ -259,7 +264,7 @@ impl KeyProvider for LocalProvider {
     fn wrap(&self, context: &KeyContext, key: &DataKey) -> Result<WrappedKey, KeyError> {
         let (version, secret) = self.newest()?;
         Ok(WrappedKey {
-            key_uri: self.identity.to_string(),
+            key_uri: self.identity_text.clone(),
             key_version: version.to_string(),
             algorithm: String::new(),
             iv: Vec::new(),
@@ -271,7 +276,7 @@ impl KeyProvider for LocalProvider {
         if !self.recognises(wrapped) {
             return Err(KeyError::NotFound {
                 key: wrapped.key_uri.clone(),
-                detail: format!("this is key {}", self.identity),
+                detail: format!("this is key {}", self.identity_text),
             });
         }
         let (version, secret) = self.version(&wrapped.key_version)?;
