@@ -75,7 +75,7 @@ impl Fs {
                 return Err(FsError::Stale);
             }
             let attr = self.attr_of(&inode, &stat)?;
-            let counted = ino == ROOT || self.inodes.look_up_known(ino, None).is_some();
+            let counted = ino == ROOT || self.inodes.look_up_known(ino);
             if counted {
                 return Ok(entry(&inode, attr));
             }

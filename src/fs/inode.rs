@@ -4,7 +4,7 @@
 //! inode lives, and its number is not used again, for as long as the kernel knows
 //! it; and so no operation ever needs a path.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -212,33 +212,39 @@ impl InodeTable {
         &self.shards[(ino as usize) % SHARDS]
     }
 
-    /// Counts one more lookup of an inode the table knows. One that had the
-    /// number before and was deleted is not it.
-    pub(super) fn look_up_known(&self, ino: u64, generation: Option<u64>) -> Option<Arc<Inode>> {
+    /// Counts one more lookup of an inode, if the table knows it.
+    pub(super) fn look_up_known(&self, ino: u64) -> bool {
         let mut shard = self.shard(ino).lock();
-        let known = shard.get_mut(&ino)?;
-        if generation.is_some_and(|g| g != known.inode.generation) {
-            return None;
-        }
-        known.lookups += 1;
-        Some(known.inode.clone())
+        let known = shard.get_mut(&ino);
+        known.map(|known| known.lookups += 1).is_some()
     }
 
-    /// Adds an inode, or counts one more lookup if another thread was faster.
-    fn insert(&self, inode: Inode) -> Arc<Inode> {
+    /// Counts one lookup of an inode, which `new` makes unless the table knows it. One
+    /// that had the number before and was deleted is not it.
+    fn look_up(
+        &self,
+        ino: u64,
+        generation: u64,
+        new: impl FnOnce() -> Result<Inode>,
+    ) -> Result<Arc<Inode>> {
         self.make_room();
-        let mut shard = self.shard(inode.ino).lock();
-        let inode = Arc::new(inode);
-        let known = shard.entry(inode.ino).or_insert_with(|| Known {
-            inode: inode.clone(),
-            lookups: 0,
-        });
-        if known.inode.generation != inode.generation {
-            // The kernel gives back the lookups of both by the same number.
-            known.inode = inode;
-        }
+        let mut shard = self.shard(ino).lock();
+        let known = match shard.entry(ino) {
+            hash_map::Entry::Occupied(entry) => {
+                let known = entry.into_mut();
+                if known.inode.generation != generation {
+                    // The kernel gives back the lookups of both by the same number.
+                    known.inode = Arc::new(new()?);
+                }
+                known
+            }
+            hash_map::Entry::Vacant(entry) => entry.insert(Known {
+                inode: Arc::new(new()?),
+                lookups: 0,
+            }),
+        };
         known.lookups += 1;
-        known.inode.clone()
+        Ok(known.inode.clone())
     }
 
     /// Takes lookups back, and gives the inode if none are left.
@@ -307,12 +313,7 @@ impl Fs {
         fd: Option<OwnedFd>,
         stat: &dir::Stat,
     ) -> Result<(Arc<Inode>, Attr)> {
-        let ino = self.visible_on_device(stat)?;
-        let known = self.inodes.look_up_known(ino, Some(attr::generation(stat)));
-        let inode = match known {
-            Some(inode) => inode,
-            None => self.insert(fd, ino, stat)?,
-        };
+        let inode = self.look_up_found(fd, stat)?;
         inode.found_in(parent, stored);
         let attr = self.attr_of(&inode, stat)?;
         Ok((inode, attr))
@@ -326,31 +327,29 @@ impl Fs {
         ino: u64,
     ) -> Option<Result<Entry>> {
         let (generation, attr) = self.inodes.kept.attributes(ino)?;
-        let inode = match self.inodes.look_up_known(ino, Some(generation)) {
-            Some(inode) => inode,
-            None => {
-                let host_ino = self.inodes.visible(ino);
-                let reference = Reference::new(None, host_ino, generation, &self.inodes.shared);
-                let inode = Inode::reached_by(reference, ino, attr.kind);
-                self.inodes.insert(inode)
-            }
+        let new = || {
+            let host_ino = self.inodes.visible(ino);
+            let reference = Reference::new(None, host_ino, generation, &self.inodes.shared);
+            Ok(Inode::reached_by(reference, ino, attr.kind))
         };
-        inode.found_in(parent, stored);
-        // From here on whoever changes it finds the inode.
-        Some(self.getattr(ino))
+        Some(self.inodes.look_up(ino, generation, new).and_then(|inode| {
+            inode.found_in(parent, stored);
+            // From here on whoever changes it finds the inode.
+            self.entry_of(&inode)
+        }))
     }
 
     /// Counts one lookup of the inode behind `fd`, wherever that was found.
     pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
-        let ino = self.visible_on_device(stat)?;
-        let inode = self.insert(Some(fd), ino, stat)?;
-        let attr = self.attr_of(&inode, stat);
-        attr.map(|attr| entry(&inode, attr))
+        let inode = self.look_up_found(Some(fd), stat)?;
+        let attr = self.attr_of(&inode, stat)?;
+        Ok(entry(&inode, attr))
     }
 
-    fn insert(&self, fd: Option<OwnedFd>, ino: u64, stat: &dir::Stat) -> Result<Arc<Inode>> {
-        let inode = Inode::new(fd, ino, stat, &self.inodes.shared)?;
-        Ok(self.inodes.insert(inode))
+    fn look_up_found(&self, fd: Option<OwnedFd>, stat: &dir::Stat) -> Result<Arc<Inode>> {
+        let ino = self.visible_on_device(stat)?;
+        let new = || Inode::new(fd, ino, stat, &self.inodes.shared);
+        self.inodes.look_up(ino, attr::generation(stat), new)
     }
 
     /// Tells the inode that is about to lose the name `stored` in `parent`, if it is
@@ -361,13 +360,15 @@ impl Fs {
             return Ok(None);
         };
         let ino = self.inodes.visible(stat.stx_ino);
-        self.inodes.kept.drop_all(ino);
         let same = |inode: &Arc<Inode>| inode.generation == attr::generation(&stat);
         let inode = self.inodes.get(ino).ok().filter(same);
-        if let Some(inode) = &inode {
-            self.inodes.kept.changes(inode);
-            let open = || dir::open_path(&directory, stored);
-            inode.reference.leaves(open);
+        match &inode {
+            Some(inode) => {
+                self.inodes.kept.changes(inode);
+                let open = || dir::open_path(&directory, stored);
+                inode.reference.leaves(open);
+            }
+            None => self.inodes.kept.drop_all(ino),
         }
         Ok(Some(Leaving { stat, inode }))
     }
@@ -428,12 +429,16 @@ impl Fs {
     /// # Errors
     /// `Stale`, those of the host.
     pub fn getattr(&self, ino: u64) -> Result<Entry> {
-        let inode = self.inodes.get(ino)?;
-        let attr = match self.inodes.kept.attributes(ino) {
+        self.entry_of(&*self.inodes.get(ino)?)
+    }
+
+    fn entry_of(&self, inode: &Inode) -> Result<Entry> {
+        let kept = self.inodes.kept.attributes(inode.ino);
+        let attr = match kept.filter(|(generation, _)| *generation == inode.generation) {
             Some((_, attr)) => attr,
-            None => self.attr(&inode)?,
+            None => self.attr(inode)?,
         };
-        Ok(entry(&inode, attr))
+        Ok(entry(inode, attr))
     }
 
     pub(super) fn attr(&self, inode: &Inode) -> Result<Attr> {
