@@ -412,6 +412,34 @@ fn an_idle_mount_is_small() {
     assert!(ticks() - before < 10, "an idle daemon is busy");
 }
 
+/// Each of these is put aside, as the kernel has to write back before it is answered.
+#[test]
+fn requests_that_are_put_aside_leave_no_memory_behind() {
+    let Some(mount) = Mount::real(Options::default()) else {
+        return;
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(mount.join("file"))
+        .unwrap();
+    let look = |count: u64| {
+        for at in 0..count {
+            file.write_all_at(b"x", at * 8192).unwrap();
+            let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(at * 8192)).unwrap();
+            assert!(hole > at * 8192 && hole <= at * 8192 + 4096);
+        }
+    };
+    // By then every thread has what it needs.
+    look(300);
+    let before = process_status(mount.pid(), "VmSize");
+    look(1500);
+    let more = process_status(mount.pid(), "VmSize").saturating_sub(before);
+    assert!(more < 128 * MIB, "{more} KiB more");
+}
+
 #[test]
 fn load_leaves_no_descriptors_behind() {
     let Some(mount) = Mount::real(Options::default()) else {

@@ -247,6 +247,9 @@ impl Served<'_> {
         drop(answer);
         self.ring.discard(index);
         // Another request must be able to come meanwhile: this one may wait for it.
+        if self.ring.is_offered_any() {
+            return Ok(());
+        }
         // A thread has more than one buffer then, which only matters in that a
         // request may wait for another one while a thread of the queue is idle.
         self.add_slot();

@@ -232,6 +232,11 @@ impl FuseRing {
         self.queue
     }
 
+    /// Whether a request can come, or has come that [`Self::wait`] has not told of.
+    pub fn is_offered_any(&self) -> bool {
+        self.buffers.iter().any(|buffer| buffer.offered)
+    }
+
     /// Offers one more buffer.
     ///
     /// # Errors
@@ -334,8 +339,13 @@ impl FuseRing {
     pub fn discard(&mut self, index: usize) {
         let payload = &mut self.buffers[index].bytes()[PAGE..];
         let (start, len) = (payload.as_mut_ptr().cast(), payload.len());
-        // SAFETY: whole pages of a mapping of ours; they read as zeros afterwards.
-        let _ = unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) };
+        // Where memory is locked, only the second does it, from Linux 5.18 on.
+        for advice in [Advice::LinuxDontNeed, Advice::LinuxDontneedLocked] {
+            // SAFETY: whole pages of a mapping of ours; they read as zeros afterwards.
+            if unsafe { rustix::mm::madvise(start, len, advice) }.is_ok() {
+                break;
+            }
+        }
     }
 
     /// `struct fuse_uring_cmd_req`: flags, the request's id, the queue.
