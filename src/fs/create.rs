@@ -88,12 +88,11 @@ impl Fs {
             dir::create_unnamed(directory.fd()?, new.mode)
         })?;
         let stat = dir::stat(&fd)?;
-        let entry = self.admit(dir::reopen_path(&fd)?, &stat)?;
-        let inode = self.inodes.get(entry.attr.ino)?;
-        match self.open_created(&inode, &entry.attr, fd, identity, true, options) {
-            Ok(handle) => Ok((entry, handle)),
+        let (inode, attr) = self.admit(dir::reopen_path(&fd)?, &stat)?;
+        match self.open_created(&inode, &attr, fd, identity, true, options) {
+            Ok(handle) => Ok((entry(&inode, attr), handle)),
             Err(error) => {
-                self.forget(entry.attr.ino, 1);
+                self.forget(inode.ino, 1);
                 Err(error)
             }
         }
@@ -111,9 +110,9 @@ impl Fs {
         options: OpenOptions,
     ) -> Result<u64> {
         self.inodes.kept.changes(inode);
-        let file = self.files.get_or_open(inode.host_ino, || {
+        let file = self.files.get_or_open(inode.host_ino(), || {
             inode.offered.store(true, Ordering::Release);
-            let (volume, ino) = (self.volume.clone(), inode.host_ino);
+            let (volume, ino) = (self.volume.clone(), inode.host_ino());
             let backing = inode.reference.content(fd);
             match is_new {
                 true => EncryptedFile::new(volume, ino, backing),

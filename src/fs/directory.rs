@@ -28,25 +28,7 @@ pub struct ListedEntry {
     /// Position behind this entry.
     pub next: u64,
     /// The host's name of it, for [`Fs::look_up_listed`].
-    stored: Vec<u8>,
-}
-
-impl ListedEntry {
-    pub(super) fn new(
-        name: impl Into<Vec<u8>>,
-        stored: &[u8],
-        ino: u64,
-        kind: Option<FileKind>,
-        next: u64,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            ino,
-            kind,
-            next,
-            stored: stored.to_vec(),
-        }
-    }
+    pub(super) stored: Vec<u8>,
 }
 
 struct Listing {
@@ -173,8 +155,13 @@ impl Fs {
             b".." if inode.ino == super::ROOT => super::ROOT,
             _ => self.inodes.visible(entry.ino),
         };
-        let kind = FileKind::from_mode(entry.kind.as_raw_mode());
-        Ok(name.map(|name| ListedEntry::new(name, stored, ino, kind, entry.next)))
+        Ok(name.map(|name| ListedEntry {
+            name,
+            ino,
+            kind: FileKind::from_mode(entry.kind.as_raw_mode()),
+            next: entry.next,
+            stored: stored.to_vec(),
+        }))
     }
 
     /// Looks an entry up that a listing gave; counts as a lookup.
@@ -198,7 +185,7 @@ impl Fs {
         };
         let (inode, attr) = self.admit_found(&parent, &entry.stored, opened, &stat)?;
         // What an open file was changed to need not be in place yet.
-        if inode.kind != FileKind::Regular || self.files.get(inode.host_ino).is_none() {
+        if inode.kind != FileKind::Regular || self.files.get(inode.host_ino()).is_none() {
             self.inodes.kept.keep_attributes(&inode, &attr);
         }
         Ok(entry_of(&inode, attr))

@@ -51,7 +51,7 @@ impl Fs {
         let handle = inode.reference.handle().map(Trace::Handle);
         let trace = handle.or_else(|| {
             let (directory, name) = inode.reference.place()?;
-            let generation = inode.generation;
+            let generation = inode.generation();
             Some(Trace::Place(Place {
                 directory,
                 name,
@@ -85,7 +85,8 @@ impl Fs {
         if stat.stx_nlink == 0 {
             return Err(FsError::Stale);
         }
-        self.admit(fd, &stat)
+        let (inode, attr) = self.admit(fd, &stat)?;
+        Ok(entry(&inode, attr))
     }
 
     fn open_forgotten(&self, ino: u64) -> Result<OwnedFd> {

@@ -30,10 +30,7 @@ const SHARDS: usize = 64;
 pub(super) struct Inode {
     /// Number as users see it.
     pub(super) ino: u64,
-    /// Number on the backing filesystem.
-    pub(super) host_ino: u64,
     pub(super) kind: FileKind,
-    pub(super) generation: u64,
     /// The directory it was last looked up in; 0 if it never was.
     pub(super) parent: AtomicU64,
     pub(super) reference: Reference,
@@ -74,9 +71,7 @@ impl Inode {
     fn reached_by(reference: Reference, ino: u64, kind: FileKind) -> Self {
         Self {
             ino,
-            host_ino: reference.host_ino,
             kind,
-            generation: reference.generation,
             parent: AtomicU64::new(0),
             reference,
             dir_id: OnceLock::new(),
@@ -87,6 +82,16 @@ impl Inode {
             held_times: HeldTimes::default(),
             changes: AtomicBool::new(false),
         }
+    }
+
+    /// Number on the backing filesystem.
+    pub(super) fn host_ino(&self) -> u64 {
+        self.reference.host_ino
+    }
+
+    /// Tells inodes apart that had the same number at different times.
+    pub(super) fn generation(&self) -> u64 {
+        self.reference.generation
     }
 
     /// Notes that it was found as `stored` in `parent`.
@@ -182,10 +187,10 @@ impl InodeTable {
     /// The number under which users see backing inode `host_ino`: the same,
     /// but for the root's and whatever has number 1.
     pub(super) fn visible(&self, host_ino: u64) -> u64 {
-        if host_ino == self.root.host_ino {
+        if host_ino == self.root.host_ino() {
             ROOT
         } else if host_ino == ROOT {
-            self.root.host_ino
+            self.root.host_ino()
         } else {
             host_ino
         }
@@ -232,7 +237,7 @@ impl InodeTable {
         let known = match shard.entry(ino) {
             hash_map::Entry::Occupied(entry) => {
                 let known = entry.into_mut();
-                if known.inode.generation != generation {
+                if known.inode.generation() != generation {
                     // The kernel gives back the lookups of both by the same number.
                     known.inode = Arc::new(new()?);
                 }
@@ -340,10 +345,10 @@ impl Fs {
     }
 
     /// Counts one lookup of the inode behind `fd`, wherever that was found.
-    pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<Entry> {
+    pub(super) fn admit(&self, fd: OwnedFd, stat: &dir::Stat) -> Result<(Arc<Inode>, Attr)> {
         let inode = self.look_up_found(Some(fd), stat)?;
         let attr = self.attr_of(&inode, stat)?;
-        Ok(entry(&inode, attr))
+        Ok((inode, attr))
     }
 
     fn look_up_found(&self, fd: Option<OwnedFd>, stat: &dir::Stat) -> Result<Arc<Inode>> {
@@ -360,7 +365,7 @@ impl Fs {
             return Ok(None);
         };
         let ino = self.inodes.visible(stat.stx_ino);
-        let same = |inode: &Arc<Inode>| inode.generation == attr::generation(&stat);
+        let same = |inode: &Arc<Inode>| inode.generation() == attr::generation(&stat);
         let inode = self.inodes.get(ino).ok().filter(same);
         match &inode {
             Some(inode) => {
@@ -392,7 +397,8 @@ impl Fs {
         if self.inodes.visible(stat.stx_ino) == ROOT {
             return self.revive(ROOT);
         }
-        self.admit(fd, &stat)
+        let (inode, attr) = self.admit(fd, &stat)?;
+        Ok(entry(&inode, attr))
     }
 
     /// Gives back `lookups` lookups of an inode.
@@ -433,9 +439,8 @@ impl Fs {
     }
 
     fn entry_of(&self, inode: &Inode) -> Result<Entry> {
-        let kept = self.inodes.kept.attributes(inode.ino);
-        let attr = match kept.filter(|(generation, _)| *generation == inode.generation) {
-            Some((_, attr)) => attr,
+        let attr = match self.inodes.kept.attributes_of(inode) {
+            Some(attr) => attr,
             None => self.attr(inode)?,
         };
         Ok(entry(inode, attr))
@@ -449,7 +454,7 @@ impl Fs {
     pub(super) fn attr_of(&self, inode: &Inode, stat: &dir::Stat) -> Result<Attr> {
         let mut withheld = false;
         let size = match inode.kind {
-            FileKind::Regular => match self.files.get(inode.host_ino) {
+            FileKind::Regular => match self.files.get(inode.host_ino()) {
                 Some(file) => {
                     withheld = file.is_withheld();
                     file.size()
@@ -463,7 +468,7 @@ impl Fs {
         attr.withheld = withheld;
         if inode.kind == FileKind::Regular {
             let known = &self.volume.change_times;
-            attr.ctime = known.shown(inode.host_ino, attr.ctime);
+            attr.ctime = known.shown(inode.host_ino(), attr.ctime);
         }
         Ok(attr)
     }
@@ -472,7 +477,7 @@ impl Fs {
 pub(super) fn entry(inode: &Inode, attr: Attr) -> Entry {
     Entry {
         attr,
-        generation: inode.generation,
+        generation: inode.generation(),
         busy: inode.writers.load(Ordering::Acquire) > 0,
     }
 }

@@ -73,13 +73,23 @@ impl Kept {
         let mut attributes = self.attributes.lock();
         // Under the lock: who changes it says so first, and then takes the lock.
         if !inode.changes.load(Ordering::SeqCst) {
-            attributes.put(inode.ino, (inode.generation, *attr));
+            attributes.put(inode.ino, (inode.generation(), *attr));
         }
     }
 
     /// The generation and the attributes of an inode.
     pub(super) fn attributes(&self, ino: u64) -> Option<(u64, Attr)> {
         self.attributes.lock().get(&ino).copied()
+    }
+
+    /// The attributes of an inode that the table knows.
+    pub(super) fn attributes_of(&self, inode: &Inode) -> Option<Attr> {
+        // Of those that change, which are most that are asked for, without the lock.
+        if inode.changes.load(Ordering::SeqCst) {
+            return None;
+        }
+        let (generation, attr) = self.attributes(inode.ino)?;
+        (generation == inode.generation()).then_some(attr)
     }
 
     /// Keeps the whole listing of a directory, unless its entries change.
@@ -132,7 +142,13 @@ mod tests {
     use super::*;
 
     fn listing(len: u64) -> KeptListing {
-        let entry = |next| ListedEntry::new(b"name", b"stored", 7, None, next);
+        let entry = |next| ListedEntry {
+            name: b"name".to_vec(),
+            ino: 7,
+            kind: None,
+            next,
+            stored: b"stored".to_vec(),
+        };
         KeptListing((1..=len).map(|at| entry(10 * at)).collect())
     }
 

@@ -267,7 +267,7 @@ impl Fs {
         if write {
             self.volume.refuse_if_locked()?;
         }
-        let file = self.files.get_or_open(inode.host_ino, || {
+        let file = self.files.get_or_open(inode.host_ino(), || {
             // Writable if possible at all: the kernel writes back through any
             // handle, and reads what it needs to complete a page.
             let (fd, writable) = match inode.reference.open_content(true) {
@@ -283,11 +283,11 @@ impl Fs {
             // Were it done at every opening, it would mostly be in vain: the
             // kernel keeps what it has when a file is closed.
             if inode.offered.swap(true, Ordering::AcqRel) || write {
-                return EncryptedFile::open(volume, inode.host_ino, backing, writable);
+                return EncryptedFile::open(volume, inode.host_ino(), backing, writable);
             }
             // If only the key is missing, this is done again, where it can be
             // waited for.
-            EncryptedFile::open_whole(volume, inode.host_ino, backing, writable, offer)
+            EncryptedFile::open_whole(volume, inode.host_ino(), backing, writable, offer)
                 .inspect_err(|_| inode.offered.store(false, Ordering::Release))
         })?;
         if write {

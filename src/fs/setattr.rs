@@ -108,10 +108,10 @@ impl Fs {
             };
             let stat = dir::stat(&fd)?;
             let known = &self.volume.change_times;
-            known.show(inode.host_ino, time(stat.stx_ctime), shown);
+            known.show(inode.host_ino(), time(stat.stx_ctime), shown);
             Ok(Some(stat))
         };
-        match self.files.get(inode.host_ino) {
+        match self.files.get(inode.host_ino()) {
             Some(file) => file.with_times_at_rest(set),
             None => set(),
         }

@@ -190,7 +190,7 @@ impl Fs {
                 if !cold || parent == 0 {
                     return;
                 }
-                if let Some(opened) = watch.add(inode.host_ino, for_key) {
+                if let Some(opened) = watch.add(inode.host_ino(), for_key) {
                     let search = watch.search;
                     directory.state = State::Listing;
                     let fs = Arc::clone(self);
@@ -203,9 +203,9 @@ impl Fs {
             }
             State::Run(run) => {
                 run.keys |= for_key;
-                if let Some(range) = run.advance(inode.host_ino) {
+                if let Some(range) = run.advance(inode.host_ino()) {
                     self.look_ahead(parent, run, range);
-                } else if cold && run.is_astray(inode.host_ino) {
+                } else if cold && run.is_astray(inode.host_ino()) {
                     run.astray += 1;
                     if run.astray > MOST_ASTRAY {
                         directory.state = State::Watched(Watch::default());
