@@ -162,20 +162,21 @@ impl Journal {
         let mut state = self.state.lock();
         let first = state.sequence;
         let active = state.active;
-        let mut out = Vec::with_capacity(blocks.iter().map(|b| b.ciphertext.len() + 96).sum());
-        for (block, sequence) in blocks.iter().zip(first..) {
-            let record = Record {
-                generation: state.segments[active].generation,
-                sequence,
-                ino,
-                file,
-                first: block.index,
-                last: block.index,
-                kind: RecordKind::Block(block.entry),
-            };
-            record.encode(&block.ciphertext, &mut out);
-        }
-        state.segments[active].append(&out)?;
+        let generation = state.segments[active].generation;
+        state.segments[active].append(|out| {
+            for (block, sequence) in blocks.iter().zip(first..) {
+                let record = Record {
+                    generation,
+                    sequence,
+                    ino,
+                    file,
+                    first: block.index,
+                    last: block.index,
+                    kind: RecordKind::Block(block.entry),
+                };
+                record.encode(&block.ciphertext, out);
+            }
+        })?;
         // In one step with the record: who finds that has to find the file.
         if let Some(opened) = opened {
             self.pending.lock().insert(ino, opened);
@@ -234,9 +235,7 @@ impl Journal {
             last,
             kind: RecordKind::Revoke,
         };
-        let mut out = Vec::new();
-        record.encode(&[], &mut out);
-        state.segments[active].append(&out)?;
+        state.segments[active].append(|out| record.encode(&[], out))?;
         if last == u64::MAX {
             for segment in &mut state.segments {
                 if let Some(touched) = segment.touched.get_mut(&ino) {

@@ -13,6 +13,9 @@ use super::Result;
 /// Zeros written ahead of the records, so that a flush of the journal changes
 /// neither its length nor its allocation.
 const AHEAD: u64 = 1 << 20;
+/// As much of them at once: the host keeps what is written together as one, and going
+/// through that costs each later record more the larger it is.
+const AT_ONCE: u64 = 256 << 10;
 
 /// A file that has records in a journal.
 pub(super) struct Touched {
@@ -27,7 +30,8 @@ pub(super) struct Segment {
     pub(super) generation: u64,
     /// Where the next record goes.
     pub(super) end: u64,
-    /// Bytes from the last page boundary to `end`.
+    /// Bytes from the last page boundary to `end`. Its memory is where records are laid
+    /// out.
     tail: Vec<u8>,
     /// Up to here the file has been written before.
     written: u64,
@@ -70,35 +74,45 @@ impl Segment {
         if end <= self.written {
             return Ok(());
         }
-        let zeros = vec![0; (end - self.written) as usize];
-        self.backing
-            .write_at(&mut [IoSlice::new(&zeros)], self.written)?;
-        self.written = end;
+        let zeros = vec![0; AT_ONCE as usize];
+        while self.written < end {
+            let len = AT_ONCE.min(end - self.written);
+            let bufs = &mut [IoSlice::new(&zeros[..len as usize])];
+            self.backing.write_at(bufs, self.written)?;
+            self.written += len;
+        }
         Ok(())
     }
 
-    /// Appends whole pages, starting with the one the last append ended in, so
-    /// that the host never has to read a page in order to change part of it.
-    pub(super) fn append(&mut self, records: &[u8]) -> Result<()> {
-        let at = self.end - self.tail.len() as u64;
-        let end = self.end + records.len() as u64;
-        let padded = end.next_multiple_of(PAGE as u64);
-        if padded > self.written {
-            self.prepare(padded + AHEAD)?;
-        }
-        let padding = vec![0; (padded - end) as usize];
-        let mut bufs = [
-            IoSlice::new(&self.tail),
-            IoSlice::new(records),
-            IoSlice::new(&padding),
-        ];
-        self.backing.write_at(&mut bufs, at)?;
+    /// Appends the records that `encode` appends to what it is given.
+    pub(super) fn append(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let (at, before) = (self.end - self.tail.len() as u64, self.tail.len());
+        encode(&mut self.tail);
+        let len = self.tail.len();
+        let written = self.write_tail(at);
+        // What is left of the page that they end in; after a failure, of the one that
+        // they begin in.
+        let kept = match written {
+            Ok(()) => len - len % PAGE..len,
+            Err(_) => 0..before,
+        };
+        let left = kept.len();
+        self.tail.copy_within(kept, 0);
+        self.tail.truncate(left);
+        written?;
         self.dirty = true;
-        self.tail.extend_from_slice(records);
-        let keep = (end % PAGE as u64) as usize;
-        let drop = self.tail.len() - keep;
-        self.tail.drain(..drop);
-        self.end = end;
+        self.end = at + len as u64;
         Ok(())
+    }
+
+    /// Writes whole pages, starting with the one the last append ended in, so that the
+    /// host never has to read a page in order to change part of it.
+    fn write_tail(&mut self, at: u64) -> Result<()> {
+        self.tail.resize(self.tail.len().next_multiple_of(PAGE), 0);
+        let end = at + self.tail.len() as u64;
+        if end > self.written {
+            self.prepare(end + AHEAD)?;
+        }
+        Ok(self.backing.write_at(&mut [IoSlice::new(&self.tail)], at)?)
     }
 }

@@ -459,6 +459,39 @@ fn a_short_pending_block_does_not_shift_the_next() {
     assert_eq!(read_all(&file).unwrap(), expected);
 }
 
+/// Whole blocks are encrypted before the file is locked to write them; meanwhile they
+/// may be cut off, and be holes when the file has grown again.
+#[test]
+fn overwrites_meet_truncations() {
+    const BLOCKS: u64 = 4;
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    let write = |seed: u8| {
+        for round in 0..4000u64 {
+            let at = (round * 7 + u64::from(seed)) % (BLOCKS - 1);
+            file.write(at * 4096, &[seed; 2 * 4096]).unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| write(1));
+        scope.spawn(|| write(2));
+        scope.spawn(|| {
+            for round in 0..2000u64 {
+                file.set_size(round % BLOCKS * 4096 + round % 2).unwrap();
+                read_all(&file).unwrap();
+                file.punch(4096, 4096, true).unwrap();
+                file.set_size(BLOCKS * 4096).unwrap();
+            }
+        });
+    });
+    let content = read_all(&file).unwrap();
+    for block in content.chunks(4096) {
+        assert!(block[0] <= 2 && block.iter().all(|&b| b == block[0]));
+    }
+    drop(file);
+    assert!(read_all(&disk.mount()).unwrap() == content);
+}
+
 #[test]
 fn a_checkpoint_that_fails_is_tried_again_at_leisure() {
     use super::mem_file::SYNC_FAILS;

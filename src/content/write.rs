@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -67,9 +68,15 @@ impl EncryptedFile {
         if let Some(journal) = &self.volume.journal {
             journal.wait_for_room()?;
         }
+        let sealed = self.sealed_before(offset, data)?;
         let pending = {
             let mut state = self.usable_for_write(origin)?;
-            self.write_locked(&mut state, offset, data)?;
+            match sealed {
+                Some(sealed) if self.still_replaces(&state, &sealed, end)? => {
+                    self.journal_blocks(&mut state, &sealed.identity, sealed.blocks)?;
+                }
+                _ => self.write_locked(&mut state, offset, data)?,
+            }
             state.pending.len() * self.layout().block_size()
         };
         if pending > MOST_PENDING {
@@ -80,6 +87,54 @@ impl EncryptedFile {
             journal.want_commit();
         }
         Ok(())
+    }
+
+    /// Encrypts what replaces whole blocks while others may use the file. `None` if it
+    /// does something else, or there is no key.
+    fn sealed_before(&self, offset: u64, data: &[u8]) -> Result<Option<Replacement>> {
+        let block = self.layout().block_size();
+        let whole = offset.is_multiple_of(block as u64) && data.len().is_multiple_of(block);
+        if !whole {
+            return Ok(None);
+        }
+        let state = self.state.read();
+        let identity = match &state.identity {
+            Some(identity) if state.withheld.is_none() => identity.clone(),
+            _ => return Ok(None),
+        };
+        let first = self.layout().block_of(offset);
+        let count = (data.len() / block) as u64;
+        if !self.replaces(&state, first..first + count, offset + data.len() as u64)? {
+            return Ok(None);
+        }
+        let blocks = data.chunks_exact(block).zip(first..);
+        let blocks = blocks.map(|(plain, index)| self.sealed(&identity, index, plain));
+        let blocks = blocks.collect::<Result<_>>()?;
+        Ok(Some(Replacement { identity, blocks }))
+    }
+
+    /// Whether `blocks`, which end at `end`, all have content, and the file does not
+    /// grow.
+    fn replaces(&self, state: &State, blocks: Range<u64>, end: u64) -> Result<bool> {
+        if end > state.size {
+            return Ok(false);
+        }
+        for index in blocks {
+            if self.entry(state, index)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether what was encrypted before the file was locked is still what to write.
+    fn still_replaces(&self, state: &State, sealed: &Replacement, end: u64) -> Result<bool> {
+        let identity = state.identity.as_ref();
+        if !identity.is_some_and(|identity| Arc::ptr_eq(identity, &sealed.identity)) {
+            return Ok(false);
+        }
+        let first = sealed.blocks.first().map_or(0, |block| block.index);
+        self.replaces(state, first..first + sealed.blocks.len() as u64, end)
     }
 
     /// Makes this file's journal records durable and puts its pending blocks in
@@ -207,7 +262,7 @@ impl EncryptedFile {
         &self,
         state: &mut State,
         identity: &Identity,
-        blocks: std::ops::Range<u64>,
+        blocks: Range<u64>,
         size: u64,
         offset: u64,
         data: &[u8],
@@ -353,6 +408,12 @@ impl EncryptedFile {
         }
         Ok(())
     }
+}
+
+/// New contents of blocks in a row.
+struct Replacement {
+    identity: Arc<Identity>,
+    blocks: Vec<BlockRecord>,
 }
 
 /// A block's plaintext: the caller's, or put together here and wiped.

@@ -242,7 +242,7 @@ pub fn tune(mountpoint: &Path) {
         return;
     };
     let bdi = Path::new("/sys/class/bdi").join(&mount.device);
-    for (name, value) in [("read_ahead_kb", "2048"), ("max_ratio", "50")] {
+    for (name, value) in [("read_ahead_kb", "8192"), ("max_ratio", "50")] {
         if let Err(error) = std::fs::write(bdi.join(name), value) {
             log::debug!("{name}: {error}");
         }
