@@ -26,7 +26,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -86,6 +86,8 @@ pub struct Journal {
     /// Held while flushing: who waits for it finds its record durable.
     flushing: Mutex<()>,
     checkpointing: Mutex<()>,
+    /// The active one is so long, or keeps so many files open, that writers wait.
+    full: AtomicBool,
     room: Condvar,
     work: Condvar,
     /// Files with pending blocks, kept open until those are in place. May be locked
@@ -139,6 +141,7 @@ impl Journal {
             durable: AtomicU64::new(0),
             flushing: Mutex::new(()),
             checkpointing: Mutex::new(()),
+            full: AtomicBool::new(false),
             room: Condvar::new(),
             work: Condvar::new(),
             pending: Mutex::new(HashMap::new()),
@@ -190,6 +193,7 @@ impl Journal {
         touched.end = touched.end.max(end.unwrap_or(0));
         state.sequence += blocks.len() as u64;
         state.last_append = Instant::now();
+        self.full.store(self.is_full(&state), Ordering::Relaxed);
         if self.is_long(&state) && state.failed.is_none() {
             self.work.notify_one();
         }
@@ -304,6 +308,9 @@ impl Journal {
     /// # Errors
     /// Why it can't be: the storage of some file refuses what was written to it.
     pub(super) fn wait_for_room(&self) -> Result<()> {
+        if !self.full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let mut state = self.state.lock();
         while self.is_full(&state) {
             if let Some(error) = &state.failed {
@@ -433,6 +440,7 @@ impl Journal {
         next.generation = page.generation;
         next.rewind();
         state.active = 1 - old;
+        self.full.store(false, Ordering::Relaxed);
         self.room.notify_all();
         Ok(old)
     }

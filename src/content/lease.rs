@@ -25,6 +25,9 @@ use super::{ContentError, Result};
 /// How long after a failure nobody is asked for the key again.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How often a writer tries for the file before it sleeps: for some ten microseconds.
+const SPINS: u32 = 300;
+
 /// Why programs may not use the key.
 pub(super) struct Withheld {
     why: ContentError,
@@ -170,7 +173,7 @@ impl EncryptedFile {
     /// The locked state, with a key that `origin` may use.
     pub(super) fn usable_for_write(&self, origin: Origin) -> Result<RwLockWriteGuard<'_, State>> {
         loop {
-            let state = self.state.write();
+            let state = self.write_lock();
             let accepted = origin == Origin::PageCache;
             // A file without any key yet gets one for what was accepted.
             let at_hand = state.identity.is_none() || state.has_key();
@@ -180,6 +183,18 @@ impl EncryptedFile {
             drop(state);
             self.regain()?;
         }
+    }
+
+    /// The locked state. Another writer has it for a few microseconds, which is less
+    /// than it takes to sleep and be woken.
+    fn write_lock(&self) -> RwLockWriteGuard<'_, State> {
+        for _ in 0..SPINS {
+            if let Some(state) = self.state.try_write() {
+                return state;
+            }
+            std::hint::spin_loop();
+        }
+        self.state.write()
     }
 
     /// Asks for a key that is withheld.
