@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use data_encoding::HEXLOWER;
 use kmsfs::content::ContentError;
@@ -32,6 +32,10 @@ fn golden(format: &str) -> PathBuf {
     all.join(format)
 }
 
+/// A program that is just being started holds whatever is open here, the locks of
+/// volumes among it: none is started while one is opened that may have been open before.
+static STARTING: Mutex<()> = Mutex::new(());
+
 /// A golden volume in a temporary directory.
 struct Unpacked(TempDir);
 
@@ -43,6 +47,7 @@ impl Unpacked {
 
     fn of_format(format: &str, name: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let status = Command::new("tar")
             .args(["--extract", "--xattrs", "--xattrs-include=user.*"])
             .arg("--warning=no-timestamp")
@@ -80,6 +85,7 @@ impl Unpacked {
         });
         let uris: Vec<String> = uris.collect();
         let ring = open_ring(&uris, &PassphraseSource::Unattended)?;
+        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         found.open(
             Arc::new(KeyService::new(ring, CacheLimits::default())),
             false,
