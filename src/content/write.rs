@@ -72,8 +72,8 @@ impl EncryptedFile {
         let pending = {
             let mut state = self.usable_for_write(origin)?;
             match sealed {
-                Some(sealed) if self.still_replaces(&state, &sealed, end)? => {
-                    self.journal_blocks(&mut state, &sealed.identity, sealed.blocks)?;
+                Some(sealed) if self.still_replaces(&state, &sealed)? => {
+                    self.journal_blocks(&mut state, &sealed.identity, sealed.records)?;
                 }
                 _ => self.write_locked(&mut state, offset, data)?,
             }
@@ -103,20 +103,22 @@ impl EncryptedFile {
             _ => return Ok(None),
         };
         let first = self.layout().block_of(offset);
-        let count = (data.len() / block) as u64;
-        if !self.replaces(&state, first..first + count, offset + data.len() as u64)? {
+        let blocks = first..first + (data.len() / block) as u64;
+        if !self.replaces(&state, blocks.clone())? {
             return Ok(None);
         }
-        let blocks = data.chunks_exact(block).zip(first..);
-        let blocks = blocks.map(|(plain, index)| self.sealed(&identity, index, plain));
-        let blocks = blocks.collect::<Result<_>>()?;
-        Ok(Some(Replacement { identity, blocks }))
+        let plain = data.chunks_exact(block).zip(blocks.clone());
+        let records = plain.map(|(plain, index)| self.sealed(&identity, index, plain));
+        Ok(Some(Replacement {
+            records: records.collect::<Result<_>>()?,
+            identity,
+            blocks,
+        }))
     }
 
-    /// Whether `blocks`, which end at `end`, all have content, and the file does not
-    /// grow.
-    fn replaces(&self, state: &State, blocks: Range<u64>, end: u64) -> Result<bool> {
-        if end > state.size {
+    /// Whether whole `blocks` all have content, and the file does not grow.
+    fn replaces(&self, state: &State, blocks: Range<u64>) -> Result<bool> {
+        if blocks.end * self.layout().block_size() as u64 > state.size {
             return Ok(false);
         }
         for index in blocks {
@@ -128,13 +130,10 @@ impl EncryptedFile {
     }
 
     /// Whether what was encrypted before the file was locked is still what to write.
-    fn still_replaces(&self, state: &State, sealed: &Replacement, end: u64) -> Result<bool> {
+    fn still_replaces(&self, state: &State, sealed: &Replacement) -> Result<bool> {
         let identity = state.identity.as_ref();
-        if !identity.is_some_and(|identity| Arc::ptr_eq(identity, &sealed.identity)) {
-            return Ok(false);
-        }
-        let first = sealed.blocks.first().map_or(0, |block| block.index);
-        self.replaces(state, first..first + sealed.blocks.len() as u64, end)
+        let same = identity.is_some_and(|identity| Arc::ptr_eq(identity, &sealed.identity));
+        Ok(same && self.replaces(state, sealed.blocks.clone())?)
     }
 
     /// Makes this file's journal records durable and puts its pending blocks in
@@ -413,7 +412,8 @@ impl EncryptedFile {
 /// New contents of blocks in a row.
 struct Replacement {
     identity: Arc<Identity>,
-    blocks: Vec<BlockRecord>,
+    blocks: Range<u64>,
+    records: Vec<BlockRecord>,
 }
 
 /// A block's plaintext: the caller's, or put together here and wiped.
