@@ -19,9 +19,10 @@
 //!    stale record never meets a block whose newer record is gone.
 //! 3. Records of blocks that were cut off or punched out are revoked, but not
 //!    before the cut or the cleared entries are durable: until then a power cut
-//!    brings the blocks back, and they may need their records. The revoke is
-//!    durable at the latest when the file is next synced, which is when anything
-//!    may rely on what replaced them.
+//!    brings the blocks back, and they may need their records. The revoke of a cut
+//!    is durable before the file grows again, lest replay fill what has grown; that
+//!    of a hole at the latest when the file is next synced, which is when anything
+//!    may rely on the hole.
 
 use std::collections::{HashMap, HashSet};
 use std::io::IoSlice;

@@ -229,8 +229,8 @@ impl EncryptedFile {
     /// would then stand beside the wrong block. (A file cut to nothing has its
     /// pages freed as well, so old and new cannot mix.)
     ///
-    /// Only then are records of those blocks revoked, lest they be put in place
-    /// over what comes now.
+    /// Only then are records of those blocks revoked, and durably: the host may keep
+    /// the new length before the journal, and they would come to lie in it.
     pub(super) fn before_reuse(&self, state: &mut State) -> Result<()> {
         let settled = self.settled.lock().clone();
         for group in settled {
@@ -243,6 +243,9 @@ impl EncryptedFile {
         }
         if let Some(first) = state.revoke_from {
             self.revoke(state, first, u64::MAX)?;
+            if let Some(journal) = &self.volume.journal {
+                journal.flush(state.last_record)?;
+            }
             state.revoke_from = None;
         }
         Ok(())
