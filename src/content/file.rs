@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSliceMut;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,9 +29,8 @@ pub struct EncryptedFile {
     pub(super) volume: Arc<VolumeContext>,
     pub(super) state: RwLock<State>,
     pub(super) pages: Mutex<Pages>,
-    /// Changes were made in place that no `fdatasync` of the backing file has
-    /// covered yet.
-    pub(super) unsynced: AtomicBool,
+    /// How many of `State::changes` a sync of the backing file has covered.
+    synced: AtomicU64,
     /// Groups of which a crash left entries that fit no block, and that are
     /// still in the backing file.
     pub(super) settled: Mutex<BTreeSet<u64>>,
@@ -66,6 +65,8 @@ pub(super) struct State {
     pub(super) writable: bool,
     /// Length of the plaintext, including what is still pending.
     pub(super) size: u64,
+    /// Counts changes that were made in place, which a sync has to cover.
+    pub(super) changes: u64,
     pub(super) identity: Option<Arc<Identity>>,
     /// The header lies in the backing file.
     pub(super) header_stored: bool,
@@ -202,7 +203,6 @@ impl EncryptedFile {
         }
         let end = volume.layout().block_count(size);
         let journal = volume.journal.as_ref();
-        let recorded = journal.is_some_and(|j| j.has_records_from(ino, end));
         let freed = journal.is_some_and(|j| j.is_freed(ino));
         let last_record = journal.map_or(0, |j| j.newest_of(ino));
         let mut identity = None;
@@ -219,6 +219,8 @@ impl EncryptedFile {
             let page = MetaPage::from_bytes(0, &head[meta..]);
             pages.offer(0, page, size, &volume);
         }
+        // Those of an id that the file has no more are void.
+        let recorded = identity.is_some() && journal.is_some_and(|j| j.has_records_from(ino, end));
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
             ino,
@@ -226,6 +228,8 @@ impl EncryptedFile {
                 backing,
                 writable,
                 size,
+                // Whoever had it open before may have left something.
+                changes: 1,
                 header_stored: identity.is_some(),
                 identity,
                 pending: BTreeMap::new(),
@@ -238,8 +242,7 @@ impl EncryptedFile {
                 withheld: None,
             }),
             pages: Mutex::new(pages),
-            // Whoever had it open before may have left something.
-            unsynced: AtomicBool::new(true),
+            synced: AtomicU64::new(0),
             settled: Mutex::default(),
             lease,
             around: Around::default(),
@@ -296,24 +299,19 @@ impl EncryptedFile {
     /// Those of the backing storage, including earlier ones that no operation
     /// has reported.
     pub fn sync(&self, data_only: bool) -> Result<bool> {
-        let (backing, record) = {
+        let (backing, record, changes) = {
             let state = self.state.read();
-            (state.backing.clone(), state.last_record)
+            (state.backing.clone(), state.last_record, state.changes)
         };
-        // Cleared first: a change made while this runs sets it again.
-        let unsynced = self.unsynced.swap(false, Ordering::AcqRel);
-        let journal = self.volume.journal.as_deref();
-        let result = journal.map_or(Ok(()), |journal| journal.flush(record));
-        let result = result.and_then(|()| match unsynced || !data_only {
-            true => Ok(backing.sync(data_only)?),
-            false => Ok(()),
-        });
-        if result.is_err() {
-            self.unsynced.fetch_or(unsynced, Ordering::AcqRel);
-            result?;
+        let unsynced = self.synced.load(Ordering::Acquire) < changes;
+        if let Some(journal) = &self.volume.journal {
+            journal.flush(record)?;
+        }
+        if unsynced || !data_only {
+            backing.sync(data_only)?;
         }
         if unsynced {
-            self.synced();
+            self.synced_up_to(changes);
         }
         self.take_deferred()?;
         Ok(unsynced)
@@ -355,9 +353,15 @@ impl EncryptedFile {
         state.pending.values().map(|p| p.record).min()
     }
 
-    fn synced(&self) {
-        if self.state.read().freed && !self.unsynced.load(Ordering::Acquire) {
-            self.set_freed(&mut self.state.write(), false);
+    /// Only now, not when the sync began: another that comes while it runs has to do
+    /// its own.
+    fn synced_up_to(&self, changes: u64) {
+        self.synced.fetch_max(changes, Ordering::AcqRel);
+        if self.state.read().freed {
+            let mut state = self.state.write();
+            if state.changes == changes {
+                self.set_freed(&mut state, false);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! A backing file in memory, for tests: it knows what a power cut may leave.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use parking_lot::Mutex;
 
@@ -60,6 +60,8 @@ const PAGE: usize = 4096;
 thread_local! {
     /// Whether syncs fail.
     pub(super) static SYNC_FAILS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    /// This thread's next sync stops before it does anything, and goes on later.
+    pub(super) static SYNC_STOPS: std::cell::Cell<Option<Arc<Barrier>>> = const { std::cell::Cell::new(None) };
     /// Writes that this thread's files still take before they all fail.
     pub(super) static WRITES_LEFT: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
 }
@@ -187,6 +189,10 @@ impl BackingFile for MemFile {
     fn sync(&self, _data_only: bool) -> crate::backing::Result<()> {
         if SYNC_FAILS.get() {
             return Err(crate::backing::Errno::IO);
+        }
+        if let Some(barrier) = SYNC_STOPS.take() {
+            barrier.wait();
+            barrier.wait();
         }
         let mut mem = self.0.lock();
         mem.durable = mem.now.clone();

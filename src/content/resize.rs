@@ -3,7 +3,6 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::file::{EncryptedFile, State};
 use super::{ContentError, Result};
@@ -25,7 +24,7 @@ impl EncryptedFile {
             if size > state.size {
                 self.clean_end(&mut state)?;
                 self.before_reuse(&mut state)?;
-                self.unsynced.store(true, Ordering::Release);
+                state.changes += 1;
                 state.backing.set_len(backing_len)?;
                 state.size = size;
             }
@@ -38,7 +37,7 @@ impl EncryptedFile {
         let layout = self.layout();
         let kept = layout.block_count(size);
         self.shorten_tail(state, size)?;
-        self.unsynced.store(true, Ordering::Release);
+        state.changes += 1;
         drop_pending(state, kept, u64::MAX);
         if size > 0 {
             let groups = layout.group_of(kept).0..=layout.last_group(state.size);
@@ -53,16 +52,27 @@ impl EncryptedFile {
         self.set_freed(state, size > 0);
         let cut_off = |group: &u64| layout.meta_offset(*group) >= backing_len;
         self.settled.lock().retain(|group| !cut_off(group));
+        self.pages.lock().clear();
         let journal = self.volume.journal.as_ref();
         if journal.is_some_and(|j| j.has_records_from(self.ino, kept)) {
             state.revoke_from = Some(state.revoke_from.map_or(kept, |first| first.min(kept)));
         }
-        self.pages.lock().clear();
         if size == 0 {
-            // The empty file has no header; this one's id and key serve again.
-            state.header_stored = false;
+            self.begin_anew(state);
         }
         Ok(())
+    }
+
+    /// An empty file has no header; the same id and key serve again when it gets one.
+    /// Where they cost less than the flush of a revoke, that has others instead, for
+    /// which records of the old are void.
+    fn begin_anew(&self, state: &mut State) {
+        state.header_stored = false;
+        if state.revoke_from.is_some() && state.withheld.is_none() && self.volume.keys.is_local() {
+            state.identity = None;
+            state.revoke_from = None;
+            self.drop_ciphers();
+        }
     }
 
     /// Re-encrypts the block that a cut to `size` goes through at its new
@@ -154,7 +164,7 @@ impl EncryptedFile {
     /// power cut could leave entries that fit nothing.
     fn free_blocks(&self, state: &mut State, first: u64, last: u64) -> Result<()> {
         let layout = self.layout();
-        self.unsynced.store(true, Ordering::Release);
+        state.changes += 1;
         drop_pending(state, first, last - 1);
         // A pending last block would have made the backing file this long.
         let backing_len = layout.backing_len(state.size).expect("of this size");
@@ -280,7 +290,7 @@ impl EncryptedFile {
         if bytes.iter().all(|&b| b == 0) {
             return Ok(());
         }
-        self.unsynced.store(true, Ordering::Release);
+        state.changes += 1;
         self.set_freed(state, true);
         match state.backing.punch(from, to - from) {
             Err(crate::backing::Errno::OPNOTSUPP) => {
@@ -298,7 +308,7 @@ impl EncryptedFile {
     pub(super) fn empty_all(&self, state: &mut State) -> Result<()> {
         let len = state.backing.len()?;
         if state.backing.next_data(0)?.is_some_and(|at| at < len) {
-            self.unsynced.store(true, Ordering::Release);
+            state.changes += 1;
             state.backing.set_len(0)?;
             state.backing.set_len(len)?;
             state.backing.sync(true)?;
@@ -333,7 +343,7 @@ impl EncryptedFile {
     /// Writes a page back without the entries that are ignored when it is read.
     fn rewrite_page(&self, state: &mut State, group: u64) -> Result<()> {
         self.set_freed(state, true);
-        self.unsynced.store(true, Ordering::Release);
+        state.changes += 1;
         let page = self.page_to_change(state, group)?;
         self.store_page(state, group, page)
     }
@@ -362,7 +372,7 @@ impl EncryptedFile {
                 state.backing.allocate(meta, len)?;
             }
         }
-        self.unsynced.store(true, Ordering::Release);
+        self.state.write().changes += 1;
         if !keep_size && end > self.size() {
             self.set_size(end)?;
         }

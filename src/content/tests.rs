@@ -1,11 +1,11 @@
 //! The content layer against a plain byte vector, and against power cuts.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use proptest::prelude::*;
 
 use super::mem_disk::{Disk, INO, Mounts, OpenKeys};
-use super::mem_file::{MemFile, WRITES_LEFT};
+use super::mem_file::{MemFile, SYNC_FAILS, SYNC_STOPS, WRITES_LEFT};
 use super::read::ReadBuffer;
 use super::*;
 use crate::backing::BackingFile;
@@ -212,6 +212,32 @@ fn a_rewritten_file_keeps_its_identity() {
     assert_eq!(read_all(&disk.mount()).unwrap(), b"second");
 }
 
+/// Of a file that was cut to nothing and has records in the journal, the next content
+/// is another file's, so that no revoke has to be durable before it is written.
+#[test]
+fn a_file_with_records_that_is_cut_to_nothing_begins_anew() {
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    for round in 1..4 {
+        file.write(0, &[round; 3 * 4096]).unwrap();
+        file.write(4096, &[10 + round; 2 * 4096]).unwrap();
+        file.sync(true).unwrap();
+        file.set_size(0).unwrap();
+        file.sync(true).unwrap();
+        SYNC_FAILS.set(true);
+        file.write(2 * 4096, &[20 + round; 4096]).unwrap();
+        SYNC_FAILS.set(false);
+        let after = Disk {
+            file: disk.file.killed(),
+            ..disk.cut(|_| 0)
+        };
+        let content = read_all(&after.mount()).unwrap();
+        assert!(content[..2 * 4096].iter().all(|&b| b == 0));
+        assert!(content[2 * 4096..].iter().all(|&b| b == 20 + round));
+        file.set_size(0).unwrap();
+    }
+}
+
 #[test]
 fn every_flipped_byte_is_noticed_or_harmless() {
     let disk = Disk::new(4096);
@@ -267,6 +293,26 @@ fn a_sync_covers_what_was_written_before_the_file_was_opened() {
 }
 
 // What a review of the crash order found.
+/// A sync that finds another one under way does not rely on it.
+#[test]
+fn a_sync_beside_another_does_its_own() {
+    let disk = Disk::new(4096);
+    let file = disk.mount();
+    file.write(0, &[1; 4096]).unwrap();
+    let (here, there) = (Arc::new(Barrier::new(2)), file.clone());
+    let barrier = here.clone();
+    let first = std::thread::spawn(move || {
+        SYNC_STOPS.set(Some(barrier));
+        there.sync(true).unwrap()
+    });
+    here.wait();
+    file.sync(true).unwrap();
+    let content = read_all(&disk.cut(|_| 0).mount()).unwrap();
+    here.wait();
+    assert_eq!(content, [1; 4096]);
+    assert!(first.join().unwrap());
+}
+
 #[test]
 fn a_block_whose_ciphertext_is_zeros_survives_being_killed() {
     let disk = Disk::new(4096);
@@ -515,7 +561,6 @@ fn overwrites_meet_truncations() {
 
 #[test]
 fn a_checkpoint_that_fails_is_tried_again_at_leisure() {
-    use super::mem_file::SYNC_FAILS;
     let disk = Disk::new(4096);
     let file = disk.mount();
     let journal = file.volume.journal.clone().unwrap();

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::format::meta::MetaPage;
 
@@ -268,7 +267,7 @@ impl EncryptedFile {
     ) -> Result<()> {
         self.empty_holes(state, blocks.clone())?;
         self.before_reuse(state)?;
-        self.unsynced.store(true, Ordering::Release);
+        state.changes += 1;
         RUN.with_borrow_mut(|out| {
             out.clear();
             let layout = self.layout();
