@@ -6,7 +6,8 @@
 //! goes on where it asked: no halted processor is woken up, no cold one used.
 //!
 //! Where something else keeps the processor busy, a thread with that policy starves.
-//! Hence a thread watches the others, and none but that one changes policies.
+//! Hence a thread watches the others, and none but that one changes policies. Their I/O
+//! does not give way: nobody would see it starve.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

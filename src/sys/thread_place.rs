@@ -1,4 +1,4 @@
-//! Where a thread runs, and whom it lets run before it (`sched(7)`).
+//! Where a thread runs, and whom it lets run before it (`sched(7)`, `ioprio_set(2)`).
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -103,12 +103,47 @@ pub struct Times {
     pub waited: Duration,
 }
 
+/// `linux/ioprio.h`. Who is a thread.
+const IOPRIO_WHO_PROCESS: i32 = 1;
+const IOPRIO_CLASS_NONE: i64 = 0;
+const IOPRIO_CLASS_BE: i64 = 2;
+const IOPRIO_CLASS_SHIFT: u32 = 13;
+
+/// Fixes the class that the calling thread's I/O has. By itself that goes with the
+/// scheduling policy, and an I/O scheduler leaves what is of the idle class for as long
+/// as there is anything else.
+fn keep_io_class() -> io::Result<()> {
+    let priority = match io_priority()? {
+        none if none >> IOPRIO_CLASS_SHIFT == IOPRIO_CLASS_NONE => {
+            // As the kernel has it from the nice value.
+            let nice = rustix::process::getpriority_process(None)?;
+            (IOPRIO_CLASS_BE << IOPRIO_CLASS_SHIFT) + (i64::from(nice) + 20) / 5
+        }
+        given => given,
+    };
+    // SAFETY: a call without pointers.
+    match unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Class and level of the calling thread's I/O.
+fn io_priority() -> io::Result<i64> {
+    // SAFETY: a call without pointers.
+    match unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        priority => Ok(priority),
+    }
+}
+
 impl Scheduled {
-    /// The calling one.
+    /// The calling one. Its I/O does not give way with it.
     ///
     /// # Errors
-    /// A kernel without these statistics.
+    /// A kernel without these statistics, or that does not let I/O be.
     pub fn current() -> io::Result<Self> {
+        keep_io_class()?;
         let thread = gettid();
         let open = |name| {
             let path = format!("/proc/self/task/{}/{name}", thread.as_raw_nonzero());
@@ -172,6 +207,8 @@ mod tests {
             if may_give_way() {
                 Scheduled::current().unwrap().give_way(true).unwrap();
                 assert_eq!(policy(None), libc::SCHED_IDLE);
+                let class = io_priority().unwrap() >> IOPRIO_CLASS_SHIFT;
+                assert_eq!(class, IOPRIO_CLASS_BE, "I/O does not give way");
             }
             assert_eq!(sched_getaffinity(None).unwrap().count(), 1);
             let child = || {
