@@ -304,9 +304,7 @@ impl EncryptedFile {
             (state.backing.clone(), state.last_record, state.changes)
         };
         let unsynced = self.synced.load(Ordering::Acquire) < changes;
-        if let Some(journal) = &self.volume.journal {
-            journal.flush(record)?;
-        }
+        self.flush_journal(record)?;
         if unsynced || !data_only {
             backing.sync(data_only)?;
         }
@@ -351,6 +349,12 @@ impl EncryptedFile {
     pub(super) fn oldest_pending(&self) -> Option<u64> {
         let state = self.state.read();
         state.pending.values().map(|p| p.record).min()
+    }
+
+    /// Makes this file's journal records up to `record` durable.
+    pub(super) fn flush_journal(&self, record: u64) -> Result<()> {
+        let journal = self.volume.journal.as_ref();
+        journal.map_or(Ok(()), |journal| journal.flush(record))
     }
 
     /// Only now, not when the sync began: another that comes while it runs has to do

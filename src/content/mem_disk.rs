@@ -172,6 +172,15 @@ impl Disk {
         }
     }
 
+    /// As after a power cut that lost what the journals got since their last sync, and
+    /// nothing of the file.
+    pub(super) fn cut_in_journals(&self) -> Self {
+        Self {
+            file: self.file.killed(),
+            ..self.cut(|_| 0)
+        }
+    }
+
     pub(super) fn killed(&self) -> Self {
         Self {
             file: self.file.killed(),

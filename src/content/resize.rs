@@ -90,9 +90,7 @@ impl EncryptedFile {
         self.read_blocks(state, index, &mut plain)?;
         let sealed = self.sealed(&identity, index, &plain[..len])?;
         self.journal_blocks(state, &identity, vec![sealed])?;
-        if let Some(journal) = &self.volume.journal {
-            journal.flush(state.last_record)?;
-        }
+        self.flush_journal(state.last_record)?;
         let placed = self.put_in_place(state, &[index]);
         state.pending.remove(&index);
         placed
@@ -253,9 +251,7 @@ impl EncryptedFile {
         }
         if let Some(first) = state.revoke_from {
             self.revoke(state, first, u64::MAX)?;
-            if let Some(journal) = &self.volume.journal {
-                journal.flush(state.last_record)?;
-            }
+            self.flush_journal(state.last_record)?;
             state.revoke_from = None;
         }
         Ok(())

@@ -139,9 +139,7 @@ impl EncryptedFile {
     /// place.
     pub(super) fn settle_pending(&self) -> Result<()> {
         let record = self.state.read().last_record;
-        if let Some(journal) = &self.volume.journal {
-            journal.flush(record)?;
-        }
+        self.flush_journal(record)?;
         self.apply(record);
         Ok(())
     }

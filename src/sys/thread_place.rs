@@ -119,6 +119,7 @@ fn keep_io_class() -> io::Result<()> {
             let nice = rustix::process::getpriority_process(None)?;
             (IOPRIO_CLASS_BE << IOPRIO_CLASS_SHIFT) + (i64::from(nice) + 20) / 5
         }
+        // Where none was given, some kernels tell what that comes to for now.
         given => given,
     };
     // SAFETY: a call without pointers.
